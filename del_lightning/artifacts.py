@@ -1,0 +1,195 @@
+"""Where stages leave their results, so that nothing is computed twice and nothing half-written is ever read.
+
+    <out>/<stage>/<key>/           a finished artefact: result.json, config.yaml, weights
+    <out>/<stage>/<key>.partial/   one being built; training checkpoints survive a kill here
+
+The key is the hash of everything that determines the artefact (model, data, settings, the keys it builds on), so a
+changed setting can never pick up a stale file. Finishing is one rename.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from filelock import FileLock
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ValidationError
+
+from del_lightning.errors import ArtifactError
+from del_lightning.report.schema import Environment, Estimate, StageResult
+
+CODE_VERSION = 1
+"""Part of every key: raise it when a change of the code changes results."""
+
+SCRATCH = ("*.ckpt", "seconds.txt")
+"""Files that only serve to resume an interrupted build."""
+
+PACKAGES = ("del-lightning", "torch", "lightning", "transformers", "torchmetrics", "datasets", "numpy", "scipy")
+
+
+def key_of(determined_by: Mapping[str, Any]) -> str:
+    """Hash a JSON-able description to a 16-digit key; equal descriptions give equal keys."""
+    canonical = json.dumps({"code": CODE_VERSION, **determined_by}, sort_keys=True, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, value: BaseModel | Mapping[str, Any] | list[Any]) -> None:
+    """Write JSON atomically: a reader sees the old file or the whole new one."""
+    text = value.model_dump_json(indent=1) if isinstance(value, BaseModel) else json.dumps(value, indent=1)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically (temporary file in the same folder, then rename)."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+@dataclass
+class Outcome:
+    """What a builder hands back: measurements and facts for ``result.json``."""
+
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artefact: its folder and its typed record."""
+
+    folder: Path
+    result: StageResult
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that determines it; what later artefacts are keyed by."""
+        return self.result.key
+
+
+class ArtifactStore:
+    """Builds artefacts on demand and finds the finished ones."""
+
+    def __init__(self, root: str | Path, config: Mapping[str, Any]) -> None:
+        """``config`` is the resolved configuration of this run, recorded beside every artefact."""
+        self.root = Path(root)
+        self.config = dict(config)
+
+    def get(self, stage: str, determined_by: Mapping[str, Any], build: Callable[[Path], Outcome]) -> Artifact:
+        """Return the artefact, building it first if it does not exist yet.
+
+        Args:
+            stage: Name of the stage's folder.
+            determined_by: JSON-able description of everything the result depends on.
+            build: Writes its files into the folder it is given (which may hold those of an interrupted attempt).
+
+        Raises:
+            ArtifactError: A finished artefact's record cannot be read.
+        """
+        key = key_of(determined_by)
+        folder = self.root / stage / key
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not (folder / "result.json").exists():
+                self._build(stage, key, determined_by, folder, build)
+        return Artifact(folder, read_result(folder))
+
+    def _build(
+        self, stage: str, key: str, determined_by: Mapping[str, Any], folder: Path, build: Callable[[Path], Outcome]
+    ) -> None:
+        partial = folder.with_suffix(".partial")
+        partial.mkdir(exist_ok=True)
+        started, clock = datetime.now(UTC), time.perf_counter()
+        outcome = build(partial)
+        result = StageResult(
+            stage=stage,
+            key=key,
+            determined_by=dict(determined_by),
+            config=self.config,
+            environment=capture_environment(),
+            started=started.isoformat(timespec="seconds"),
+            wall_seconds=_total_seconds(partial, time.perf_counter() - clock),
+            metrics=outcome.metrics,
+            details=outcome.details,
+            history=outcome.history,
+        )
+        write_text(partial / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
+        write_json(partial / "result.json", result)
+        for pattern in SCRATCH:
+            for file in partial.glob(pattern):
+                file.unlink()
+        partial.replace(folder)
+
+
+def read_result(folder: Path) -> StageResult:
+    """Read a finished artefact's record.
+
+    Raises:
+        ArtifactError: ``result.json`` is missing or does not fit the schema.
+    """
+    path = folder / "result.json"
+    try:
+        return StageResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"expected a finished artefact in {folder}, found no result.json") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ArtifactError(f"{path} does not fit the schema: {first['loc']}: {first['msg']}") from None
+
+
+def _total_seconds(partial: Path, seconds: float) -> float:
+    """Add the time of interrupted attempts, which left it in ``seconds.txt`` with their last checkpoint."""
+    earlier = partial / "seconds.txt"
+    return seconds + (float(earlier.read_text()) if earlier.exists() else 0.0)
+
+
+def capture_environment() -> Environment:
+    """Describe the code, packages and hardware of this process."""
+    return Environment(
+        revision=_git("rev-parse", "HEAD"),
+        dirty=None if (status := _git("status", "--porcelain", "--untracked-files=no")) is None else bool(status),
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
+        cores=len(psutil.Process().cpu_affinity()) if platform.system() == "Linux" else psutil.cpu_count() or 1,
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        packages={name: version for name in PACKAGES if (version := _version(name))},
+    )
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

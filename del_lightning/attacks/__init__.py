@@ -1,0 +1,22 @@
+"""Attackers that try to read the private tokens, and the calibration of a mechanism to their success."""
+
+from del_lightning.attacks.calibration import SuccessCurve, calibrate
+from del_lightning.attacks.inversion import (
+    Attack,
+    BayesOptimal,
+    NearestNeighbour,
+    log_prior,
+    most_likely,
+    nearest_neighbour,
+)
+
+__all__ = [
+    "Attack",
+    "BayesOptimal",
+    "NearestNeighbour",
+    "SuccessCurve",
+    "calibrate",
+    "log_prior",
+    "most_likely",
+    "nearest_neighbour",
+]

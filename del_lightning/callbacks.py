@@ -1,0 +1,161 @@
+"""Callbacks that keep privacy, communication and attack success in sight while a prompt trains.
+
+They log to whatever logger the Trainer has. The names are stable: ``privacy/...``, ``communication/...``,
+``attack/...``.
+"""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from del_lightning.attacks import NearestNeighbour
+from del_lightning.data import Batch
+from del_lightning.methods import Method, Release
+from del_lightning.metrics import clopper_pearson
+from del_lightning.modules.prompt import PromptTuning
+from del_lightning.seeding import stream
+
+
+def _method_of(module: L.LightningModule) -> Method | None:
+    return module.split.method if isinstance(module, PromptTuning) else None
+
+
+class PrivacyMonitor(L.Callback):
+    """Logs mu a token together with the exact epsilon a token and a prompt, and prints the statement once.
+
+    Args:
+        sequence_tokens: Prompt length T for the sequence-level figures.
+        delta: delta of the epsilons.
+    """
+
+    def __init__(self, sequence_tokens: int, delta: float = 1e-5) -> None:
+        self.sequence_tokens, self.delta = sequence_tokens, delta
+        self.values: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Account once: the mechanism does not change while a prompt trains."""
+        method = _method_of(pl_module)
+        if method is None:
+            return
+        statement = method.statement(self.sequence_tokens, self.delta)
+        columns = statement.columns()
+        figures = {
+            "privacy/gdp_mu_token": columns.mu_token,
+            "privacy/gdp_mu_effective_token": columns.mu_effective,
+            "privacy/epsilon_token": columns.epsilon_token,
+            "privacy/epsilon_sequence": columns.epsilon_sequence,
+        }
+        self.values = {name: float(value) for name, value in figures.items() if value is not None}
+        rank_zero_info(statement.summary())
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log the figures beside the loss."""
+        pl_module.log_dict(self.values, batch_size=len(batch.input_ids))
+
+
+class CommunicationMonitor(L.Callback):
+    """Logs the payload's bits a private token and the megabytes that training prompts would have sent so far."""
+
+    def __init__(self) -> None:
+        self.bits, self.tokens = 0, 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count this rank's private tokens; the log averages over ranks."""
+        method = _method_of(pl_module)
+        if method is None:
+            return
+        one_token = method.release(batch.input_ids[:1, :1], stream("payload", device=batch.input_ids.device))
+        tokens = int(batch.private_mask.sum())
+        self.tokens += tokens
+        self.bits += method.payload_bits(one_token) * tokens
+        values = {
+            "communication/bits_per_token": self.bits / self.tokens,
+            "communication/megabytes_sent": self.bits / 8e6,
+        }
+        pl_module.log_dict(values, batch_size=len(batch.input_ids))
+
+    def state_dict(self) -> dict[str, int]:
+        """Survive a resume."""
+        return {"bits": self.bits, "tokens": self.tokens}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue counting."""
+        self.bits, self.tokens = state_dict["bits"], state_dict["tokens"]
+
+
+class AttackMonitor(L.Callback):
+    """Attacks the training batch's prompts every few steps and logs the success rate with its 95% interval.
+
+    Args:
+        every: Steps between two attacks.
+        metric: cosine or l2.
+        chunk: Attacked tokens a matrix product.
+    """
+
+    def __init__(self, every: int, metric: str = "cosine", chunk: int = 1024) -> None:
+        self.every = every
+        self.attack = NearestNeighbour(metric, chunk)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Invert a fresh release of this batch's private tokens."""
+        method = _method_of(pl_module)
+        if method is None or trainer.global_step % self.every:
+            return
+        truth = batch.input_ids[batch.private_mask]
+        name = ("attack-monitor", trainer.global_step, trainer.global_rank)
+        hits = self.hits(method, truth, stream(*name, device=truth.device))
+        rate = clopper_pearson(hits, truth.numel())
+        values = {"attack/nn_asr": rate.value, "attack/nn_asr_low": rate.low, "attack/nn_asr_high": rate.high}
+        pl_module.log_dict(values, batch_size=len(batch.input_ids))  # type: ignore[arg-type]
+
+    def hits(self, method: Method, truth: Tensor, generator: torch.Generator) -> int:
+        """Tokens of ``truth`` (N,) that the attack reads from a fresh release."""
+        release: Release = method.release(truth[None], generator)
+        return int((self.attack.guess(method, release)[:, 0] == truth).sum())
+
+
+class History(L.Callback):
+    """Keeps the logged scalars of every logging step for the artefact's record, across interruptions."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Record training scalars."""
+        if trainer.global_step % self.every == 0:
+            self._record(trainer, "train/", "privacy/", "communication/", "attack/")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record validation scalars."""
+        if not trainer.sanity_checking:
+            self._record(trainer, "val/")
+
+    def _record(self, trainer: L.Trainer, *prefixes: str) -> None:
+        scalars = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefixes)}
+        if not scalars:
+            return
+        if self.rows and self.rows[-1]["step"] == trainer.global_step:
+            self.rows[-1].update(scalars)
+        else:
+            self.rows.append({"step": float(trainer.global_step), **scalars})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Survive a resume."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the record."""
+        self.rows = state_dict["rows"]

@@ -1,0 +1,21 @@
+"""Errors that a user can mend: each message is one line naming the argument, the expectation and the value."""
+
+
+class DelError(Exception):
+    """Base of every error that is the user's to mend; the command line prints it without a traceback."""
+
+
+class ConfigError(DelError, ValueError):
+    """A setting has an impossible value or does not exist."""
+
+
+class DataError(DelError):
+    """A data set, split, column or file is missing or empty."""
+
+
+class AssetError(DelError):
+    """A model, tokenizer or sentence encoder cannot be found or loaded."""
+
+
+class ArtifactError(DelError):
+    """A stored artefact is missing, damaged or does not fit the model it is used with."""

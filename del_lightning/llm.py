@@ -1,0 +1,447 @@
+"""The frozen causal language model that the server runs.
+
+Any ``AutoModelForCausalLM`` will do. It comes from a packaged asset, a local folder or the hub, always as
+safetensors and never with code of its own. :class:`FrozenLLM` shows the rest of the framework four things:
+
+    embed(ids)                  token embeddings as the first layer receives them        (..., b)
+    embedding_table()           the same for the whole vocabulary                        (V, b)
+    logits(embeddings, keep)    next-token logits, computed only at the kept positions   (N, V)
+    generate(embeddings)        continuations, batched with left padding and a KV cache
+"""
+
+import hashlib
+import inspect
+import io
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as hf_logging
+
+from del_lightning import assets
+from del_lightning.config import ModelConfig
+from del_lightning.errors import AssetError
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_DOWNLOAD = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_SKIP = ["*/*", "consolidated*"]  # other formats of the same weights
+_FINGERPRINT_SAMPLES = 64
+
+log = logging.getLogger(__name__)
+
+
+class FrozenLLM(nn.Module):
+    """A causal LM that is never trained: no parameter takes a gradient, and it stays in evaluation mode.
+
+    Gradients do flow *through* it to the input embeddings, which is how codec and soft prompt learn.
+
+    Args:
+        model: Any causal LM; it is changed in place (frozen, evaluation mode).
+        tokenizer: Its tokenizer; given a padding token (its end token) if it has none, and padded on the left.
+        name: What reports call the model.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.model.train(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._table: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, whatever the surrounding module does: dropout would add noise of its own."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self._embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and activations."""
+        return self._embedding.weight.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows V of the embedding table (a tokenizer may use fewer)."""
+        return self._embedding.weight.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width b of the input embeddings."""
+        return self._embedding.weight.shape[1]
+
+    @property
+    def _embedding(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.model.get_input_embeddings())
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings (..., b) of token ids (...), as the model takes them for ``inputs_embeds``.
+
+        The embedding *module* is applied, not its weight looked up: Gemma's multiplies by sqrt(b) on the way.
+        """
+        return cast(Tensor, self._embedding(ids))
+
+    def embedding_table(self) -> Tensor:
+        """Embeddings (V, b) of the whole vocabulary, float32, without gradient; computed once a device."""
+        if self._table is None or self._table.device != self.device:
+            with torch.no_grad():
+                self._table = self.embed(torch.arange(self.vocab_size, device=self.device)).float()
+        return self._table
+
+    def logits(self, inputs_embeds: Tensor, attention_mask: Tensor, keep: Tensor) -> Tensor:
+        """Next-token logits (N, V) at the N kept positions, in row-major order.
+
+        The output layer, the most expensive one for a large vocabulary, sees only the kept rows: a hook replaces
+        its input (B, T, h) by (1, N, h), so whatever the model does with logits afterwards (scaling, soft-capping)
+        stays as it is, in any architecture.
+
+        Args:
+            inputs_embeds: (B, T, b) of any float type; gradients flow back to it.
+            attention_mask: (B, T), true on real positions; padding may be anywhere.
+            keep: (B, T) bool, real positions only; the row of (i, t) predicts what follows position t of sequence i.
+        """
+
+        def select(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0][keep].unsqueeze(0), *args[1:])
+
+        inputs_embeds, attention_mask, keep = _pad_left(inputs_embeds, attention_mask, keep)
+        head = cast(Any, self.model).get_output_embeddings()
+        hook = head.register_forward_pre_hook(select)
+        try:
+            output = self.model(
+                inputs_embeds=inputs_embeds.to(self.dtype),
+                attention_mask=attention_mask.long(),
+                use_cache=False,
+                **self._positions(attention_mask),
+            )
+        finally:
+            hook.remove()
+        return cast(Tensor, output.logits[0])
+
+    def generate(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        *,
+        max_new_tokens: int,
+        min_new_tokens: int = 0,
+        top_p: float = 1.0,
+        temperature: float = 1.0,
+        do_sample: bool = False,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """Continuations as token ids, cut before the end token.
+
+        The global random state is left alone; a call with the same arguments returns the same tokens.
+
+        Args:
+            inputs_embeds: (B, T, b) of any float type.
+            attention_mask: (B, T), true on real positions; padding may be anywhere.
+            max_new_tokens: Most tokens to generate.
+            min_new_tokens: The end token is forbidden before this many.
+            top_p: Nucleus in (0, 1]; used when sampling.
+            temperature: Positive; used when sampling.
+            do_sample: Sample, or take the most likely token.
+            seed: Seed of the sampling.
+        """
+        sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if do_sample else {}
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            do_sample=do_sample,
+            pad_token_id=self.pad_id,
+            eos_token_id=self.end_ids or None,
+            **sampling,
+        )
+        inputs_embeds, attention_mask, _ = _pad_left(inputs_embeds, attention_mask, attention_mask)
+        cuda = [self.device.index or 0] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), torch.no_grad(), _quiet():
+            torch.manual_seed(seed)
+            tokens = cast(Any, self.model).generate(
+                inputs_embeds=inputs_embeds.to(self.dtype),
+                attention_mask=attention_mask.long(),
+                generation_config=settings,
+                **self._positions(attention_mask),
+            )
+        return [self._until_end(row) for row in tokens.tolist()]
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills padding; its embedding is never attended to."""
+        return cast(int, self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0)
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Token ids that end a text: the tokenizer's and those of the model's generation settings."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured]
+        return sorted({i for i in [*ids, self.tokenizer.eos_token_id] if i is not None})
+
+    def _until_end(self, tokens: list[int]) -> list[int]:
+        ends = set(self.end_ids)
+        return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
+
+    def _positions(self, attention_mask: Tensor) -> dict[str, Tensor]:
+        """Positions counted from the first real token, so that padding on the left does not shift them."""
+        if not self._takes_positions:
+            return {}
+        return {"position_ids": (attention_mask.long().cumsum(-1) - 1).clamp(min=0)}
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that name the weights: the same for any name, folder and float type they are loaded under.
+
+        Taken over the architecture, the whole embedding table and a sample of every other weight, all in bfloat16.
+        """
+        config = self.model.config.get_text_config()
+        shape = [getattr(config, key, None) for key in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")]
+        digest = hashlib.sha256(json.dumps([type(self.model).__name__, *shape]).encode())
+        digest.update(_bytes(self._embedding.weight))
+        for _, weight in sorted(self.model.named_parameters()):
+            flat = weight.detach().flatten()
+            digest.update(_bytes(flat[:: max(1, flat.numel() // _FINGERPRINT_SAMPLES)]))
+        return digest.hexdigest()[:16]
+
+
+def _pad_left(embeddings: Tensor, mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Move all padding to the left: embeddings (B, T, b), mask and keep (B, T).
+
+    A soft prompt in front of a padded batch leaves padding in the middle, and models with a sliding attention window
+    measure distance by place, not by position id, so there it would shorten the window.
+    """
+    order = mask.bool().long().argsort(dim=1, stable=True)
+    rows = order[..., None].expand_as(embeddings)
+    return embeddings.gather(1, rows), mask.gather(1, order), keep.gather(1, order)
+
+
+def _bytes(weight: Tensor) -> bytes:
+    return weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' progress bars and notices while it loads or generates; errors still come through."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def load_llm(config: ModelConfig) -> FrozenLLM:
+    """Load a frozen causal LM and its tokenizer.
+
+    Args:
+        config: ``name`` is a packaged asset (any case), a folder that holds ``config.json``, or a hub id; a hub
+            model that was loaded before needs no network.
+
+    Raises:
+        AssetError: Not installed, not found, hub unreachable, not a causal LM, no safetensors weights, or it asks to
+            run code of its own.
+    """
+    if assets.is_packaged(config.name):
+        folder = _packaged_folder(config.name)
+    elif _local_folder(config.name) is not None:
+        folder = cast(Path, _local_folder(config.name))
+    else:
+        folder = _download(config, _DOWNLOAD)
+    _check_weights(folder, config.name)
+    _read_config(folder, config.name)
+    return _load_folder(folder, config)
+
+
+def check_llm(config: ModelConfig) -> None:
+    """Find out in seconds, without loading or downloading weights, whether :func:`load_llm` can work.
+
+    Raises:
+        AssetError: What :func:`load_llm` would raise.
+    """
+    if assets.is_packaged(config.name):
+        _packaged_gguf(config.name)
+        return
+    if (folder := _local_folder(config.name)) is not None:
+        _check_weights(folder, config.name)
+        _read_config(folder, config.name)
+        return
+    files = _hub_files(config)
+    if files is None:
+        _check_weights(_download(config, _DOWNLOAD), config.name)
+    elif not any(name in files for name in _WEIGHTS):
+        raise AssetError(_no_weights(config.name))
+    _read_config(_download(config, ["config.json"]), config.name)
+
+
+def _load_folder(folder: Path, config: ModelConfig) -> FrozenLLM:
+    dtype = getattr(torch, config.dtype)
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise AssetError(f"`model.name` {config.name!r} cannot be loaded from {folder}: {_line(error)}") from error
+    return FrozenLLM(model, tokenizer, config.name)
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder that ``name`` points to; None when it can only be a hub id."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise AssetError(f"`model.name` must be a folder that holds config.json, got {name!r}")
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise AssetError(f"`model.name` must be an existing folder, got {name!r}")
+    return None
+
+
+def _check_weights(folder: Path, name: str) -> None:
+    """Safetensors must be there, every shard of them."""
+    if (folder / _WEIGHTS[0]).is_file():
+        return
+    if not (folder / _WEIGHTS[1]).is_file():
+        raise AssetError(_no_weights(name))
+    shards = set(json.loads((folder / _WEIGHTS[1]).read_text())["weight_map"].values())
+    if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
+        raise AssetError(f"`model.name` {name!r} lacks {len(missing)} weight file(s), first {missing[0]}, in {folder}")
+
+
+def _no_weights(name: str) -> str:
+    return f"`model.name` must have weights as {_WEIGHTS[0]} (pickled .bin weights are refused), got {name!r}"
+
+
+def _read_config(folder: Path, name: str) -> PreTrainedConfig:
+    """Architecture of the model in ``folder``; must be a causal LM that transformers itself implements."""
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise AssetError(f"`model.name` {name!r} has no usable config.json: {_line(error)}") from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise AssetError(f"`model.name` must be a causal language model, got {name!r} of type {config.model_type!r}")
+    return cast(PreTrainedConfig, config)
+
+
+def _line(error: BaseException) -> str:
+    """The first sentence-like line of an error; the libraries' messages run over many."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+# --- hub ---------------------------------------------------------------------------------------------------------
+
+
+def _hub_files(config: ModelConfig) -> list[str] | None:
+    """Names of the files in the hub repository; None when the hub cannot be reached.
+
+    Raises:
+        AssetError: The hub answers that there is no such model or revision, or that access to it must be asked for.
+    """
+    try:
+        info = HfApi().model_info(config.name, revision=config.revision, timeout=assets.HUB_TIMEOUT)
+    except GatedRepoError as error:
+        raise AssetError(
+            f"`model.name` {config.name!r} is gated: accept its terms, then run `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise AssetError(f"`model.revision` {config.revision!r} does not exist in {config.name!r}") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise AssetError(_unknown(config.name, "no public model on the hub")) from error
+    except (HTTPError, OSError):
+        return None
+    return [file.rfilename for file in info.siblings or []]
+
+
+def _unknown(name: str, last: str) -> str:
+    packaged = ", ".join(key for key, asset in assets.ASSETS.items() if asset.path.endswith(".gguf"))
+    return f"`model.name` {name!r} is not a packaged asset ({packaged}), not a folder, and {last}"
+
+
+def _download(config: ModelConfig, patterns: list[str]) -> Path:
+    """Folder with the files of a hub model, from the hub's own cache when the hub cannot be reached."""
+    offline = _hub_files(config) is None
+    try:
+        folder = snapshot_download(
+            config.name,
+            revision=config.revision,
+            allow_patterns=patterns,
+            ignore_patterns=_SKIP,
+            local_files_only=offline,
+        )
+    except (HTTPError, OSError) as error:
+        reason = assets.hub_problem() if offline else f"its download failed: {_line(error)}"
+        raise AssetError(_unknown(config.name, reason or "the hub did not answer in time")) from error
+    return Path(folder)
+
+
+# --- packaged model ----------------------------------------------------------------------------------------------
+
+
+def _packaged_gguf(name: str) -> Path:
+    path = assets.packaged_path(name)
+    if path.suffix != ".gguf":
+        raise AssetError(_unknown(name, "it is an asset of another kind"))
+    return path
+
+
+def _packaged_folder(name: str) -> Path:
+    """The packaged model as safetensors, converted from its GGUF file (17 s) on first use only."""
+    source = _packaged_gguf(name)
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    target = assets.cache_dir() / "llm" / f"{name.lower()}-{digest[:12]}"
+    if not target.is_dir():
+        assets.publish(target, lambda folder: _convert_gguf(source, folder))
+    return target
+
+
+def _convert_gguf(source: Path, folder: Path) -> None:
+    """Write tokenizer and dequantised weights.
+
+    The loaded model is flagged as quantised and refuses to be saved, so its weights move into a plain one.
+    """
+    log.info("converting %s to safetensors, once", source.name)
+    with _quiet(), redirect_stderr(io.StringIO()):  # the GGUF reader has a progress bar of its own
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        quantised = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        config = type(quantised.config).from_dict(
+            {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
+        )
+        model = type(quantised)(config)
+        model.load_state_dict(quantised.state_dict())
+        model.generation_config = quantised.generation_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

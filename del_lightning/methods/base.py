@@ -1,0 +1,105 @@
+"""The one interface of every method: what leaves the device, what the server makes of it, what it gives away.
+
+    release(token_ids) -> Release      on the device; the only thing that is sent
+    restore(release) -> embeddings     at the server, before the soft prompt
+    log_likelihood(release)            ln Pr(release | token): all a strongest per-token attacker needs
+    statement, payload_bits            what it guarantees and what it costs
+
+Calibration, training, evaluation and attacks all call the same object, so no two of them can mean different
+mechanisms by the same name.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from del_lightning.privacy import PrivacyStatement
+
+
+@dataclass(frozen=True)
+class Release:
+    """What leaves the device, and nothing else.
+
+    Attributes:
+        payload: (B, L, ...) one entry a token: integer codes, floats or token ids; its last axis may be empty.
+    """
+
+    payload: Tensor
+
+    def __len__(self) -> int:
+        """Number of sequences B."""
+        return self.payload.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens B * L."""
+        return self.payload.shape[0] * self.payload.shape[1]
+
+    def rows(self, mask: Tensor | None = None) -> "Release":
+        """Flatten to one sequence (1, N, ...), keeping the tokens where ``mask`` (B, L) is True."""
+        flat = self.payload.flatten(0, 1) if mask is None else self.payload[mask]
+        return Release(flat[None])
+
+    def __getitem__(self, tokens: slice) -> "Release":
+        """Keep a range of positions in every sequence."""
+        return Release(self.payload[:, tokens])
+
+    @staticmethod
+    def concatenate(releases: "list[Release]") -> "Release":
+        """Join releases along the token axis."""
+        return Release(torch.cat([release.payload for release in releases], dim=1))
+
+
+class Method(nn.Module, ABC):
+    """A front-end: how private tokens reach the server. See the module's docstring for the contract.
+
+    Attributes:
+        name: Word used in configuration and tables.
+        stochastic: Whether two releases of the same tokens may differ.
+        embedding_table: Clean input embeddings (V, b), float32; public knowledge.
+    """
+
+    name: str
+    stochastic: bool = False
+    embedding_table: Tensor
+
+    def __init__(self, embedding_table: Tensor) -> None:
+        """``embedding_table``: clean input embeddings of the vocabulary (V, b)."""
+        super().__init__()
+        self.register_buffer("embedding_table", embedding_table, persistent=False)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V."""
+        return self.embedding_table.shape[0]
+
+    @abstractmethod
+    def release(self, token_ids: Tensor, generator: torch.Generator | None = None) -> Release:
+        """Privatise token ids (B, L); fresh randomness from ``generator`` at every call."""
+
+    @abstractmethod
+    def restore(self, release: Release) -> Tensor:
+        """Return the server's embeddings (B, L, b), float32."""
+
+    @abstractmethod
+    def log_likelihood(self, release: Release) -> Tensor:
+        """Return ln Pr(release | token) for every token of the vocabulary, (B, L, V); -inf where impossible."""
+
+    @abstractmethod
+    def statement(self, sequence_tokens: int, delta: float = 1e-5) -> PrivacyStatement:
+        """What is guaranteed for one token and for a prompt of ``sequence_tokens`` tokens."""
+
+    @abstractmethod
+    def payload_bits(self, release: Release) -> int:
+        """Bits of the payload before entropy coding and framing."""
+
+    def clipped_share(self, token_ids: Tensor) -> float | None:
+        """Share of the code's coordinates that clipping changes for these tokens; None without a code."""
+        return None
+
+
+def exact_match(distance: Tensor) -> Tensor:
+    """Log-likelihood of a noise-free release: 0 where the distance to a token's own release is 0, else -inf."""
+    return torch.where(distance == 0, 0.0, -torch.inf)

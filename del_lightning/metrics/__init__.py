@@ -1,0 +1,22 @@
+"""Utility, attack and communication metrics: pure functions and ``torchmetrics.Metric`` classes on top."""
+
+from del_lightning.metrics.agreement import NextTokenAgreement
+from del_lightning.metrics.attack import AttackSuccessRate
+from del_lightning.metrics.coherence import Coherence, SentenceEncoder
+from del_lightning.metrics.communication import PayloadBits
+from del_lightning.metrics.intervals import bootstrap_mean, bootstrap_ratio, clopper_pearson
+from del_lightning.metrics.perplexity import ConditionalPerplexity
+from del_lightning.metrics.retained import information_retained
+
+__all__ = [
+    "AttackSuccessRate",
+    "Coherence",
+    "ConditionalPerplexity",
+    "NextTokenAgreement",
+    "PayloadBits",
+    "SentenceEncoder",
+    "bootstrap_mean",
+    "bootstrap_ratio",
+    "clopper_pearson",
+    "information_retained",
+]

@@ -1,0 +1,78 @@
+"""What the training modules share: a frozen LLM that stays out of checkpoints, and the conditional LM loss."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import LRSchedulerConfigType
+from torch import Tensor, nn
+
+from del_lightning.config import CodecConfig, PromptConfig
+from del_lightning.data import Batch
+from del_lightning.seeding import stream_seed
+
+
+class FrozenBackboneModule(L.LightningModule, ABC):
+    """LightningModule around a frozen LLM: only parameters that train are saved, loaded and optimised.
+
+    Args:
+        config: Schedule: steps, learning rate, warm-up, clipping, validation.
+        seed: Names the noise streams.
+    """
+
+    def __init__(self, config: CodecConfig | PromptConfig, seed: int) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+        # A checkpoint without the frozen weights must still load.
+        self.strict_loading = False
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter, of everything that receives gradients."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Drop the frozen weights: a checkpoint holds the few megabytes that were trained."""
+        names = self.trainable().keys()
+        checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in names}
+
+    def noise(self, purpose: str, index: int) -> torch.Generator:
+        """Noise stream of one step: never the same across purposes, steps or ranks."""
+        seed = stream_seed(self.seed, type(self).__name__, purpose, index, self.global_rank)
+        return torch.Generator(device=self.device).manual_seed(seed)
+
+    @abstractmethod
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Mean NLL of the batch's continuation tokens under fresh noise from ``generator``."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step: the stream is named by the batch's place in training, so that a resumed run repeats it."""
+        accumulate = self.trainer.accumulate_grad_batches
+        loss = self.loss(batch, self.noise("train", self.global_step * accumulate + batch_idx % accumulate))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.input_ids))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the token-weighted sum."""
+        self.validation_nll = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Same noise at every validation, so that checkpoints are compared on equal terms."""
+        loss, count = self.loss(batch, self.noise("validation", batch_idx)), int(batch.target_mask.sum())
+        self.validation_nll += torch.tensor([float(loss) * count, count], dtype=torch.float64, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the perplexity over all ranks."""
+        nll, count = self.trainer.strategy.reduce(self.validation_nll, reduce_op="sum")
+        self.log("val/perplexity", (nll / count).exp().float(), prog_bar=True)
+
+
+def warmup_then_linear_decay(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> LRSchedulerConfigType:
+    """Lightning's scheduler entry: learning rate up over ``warmup`` steps, then down to zero at ``total``."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return max(0.0, (total - step) / max(1, total - warmup))
+
+    return {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "interval": "step"}

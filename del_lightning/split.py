@@ -1,0 +1,160 @@
+"""Front-end and server joined into one model: what training and evaluation run.
+
+    device   private tokens --release--> codes
+    server   codes --restore--> embeddings ----------+
+             public prefix, continuation --embed-----+--> [soft prompt ; embeddings] --> frozen LLM --> logits
+
+Only private prompt tokens pass the front-end. The public instruction, the teacher-forced continuation and what the
+server generates itself are embedded clean. The soft prompt stands once, in front of everything, padding included:
+its positions are then the same for every sequence of a batch.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from del_lightning.artifacts import read_result
+from del_lightning.codec import LinearCodec
+from del_lightning.config import ModelConfig
+from del_lightning.data import Batch
+from del_lightning.errors import ArtifactError
+from del_lightning.llm import FrozenLLM, load_llm
+from del_lightning.methods import DEL, Method, Release
+from del_lightning.prompt import SoftPrompt
+from del_lightning.seeding import stream
+
+
+class SplitModel(nn.Module):
+    """A frozen LLM behind a private front-end, with an optional soft prompt.
+
+    Args:
+        llm: Language model; never trained.
+        method: Front-end for private tokens; None leaves them clean.
+        prompt: Soft prompt; None runs without.
+    """
+
+    def __init__(self, llm: FrozenLLM, method: Method | None = None, prompt: SoftPrompt | None = None) -> None:
+        super().__init__()
+        self.llm = llm
+        self.method = method
+        self.prompt = prompt
+
+    def release(self, batch: Batch, generator: torch.Generator | None = None) -> Release:
+        """The device's half: release a batch's private tokens, row by row, as one sequence (1, N, ...)."""
+        assert self.method is not None
+        return self.method.release(batch.input_ids[batch.private_mask][None], generator)
+
+    def release_examples(self, batch: Batch, seed: int) -> Release:
+        """Like :meth:`release`, with one noise stream an example, so that batching cannot change the noise."""
+        assert self.method is not None
+        device = batch.input_ids.device
+        releases = [
+            self.method.release(ids[mask][None], stream("noise", seed, index, device=device))
+            for ids, mask, index in zip(batch.input_ids, batch.private_mask, batch.index.tolist(), strict=True)
+        ]
+        return Release.concatenate(releases)
+
+    def embed(self, batch: Batch, release: Release | None) -> Tensor:
+        """The server's half: embeddings (B, T, b), private positions restored from the release."""
+        embeddings = self.llm.embed(batch.input_ids)
+        if release is None or self.method is None:
+            return embeddings
+        restored = self.method.restore(release).flatten(0, 1).to(embeddings.dtype)
+        return embeddings.masked_scatter(batch.private_mask[..., None], restored)
+
+    def prepend_prompt(self, embeddings: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the soft prompt in front: (B, T, b), (B, T) -> (B, k + T, b), (B, k + T)."""
+        if self.prompt is None:
+            return embeddings, attention_mask
+        virtual = self.prompt(len(embeddings), embeddings.dtype)
+        visible = attention_mask.new_ones(len(embeddings), self.prompt.virtual_tokens)
+        return torch.cat([virtual, embeddings], dim=1), torch.cat([visible, attention_mask], dim=1)
+
+    def logits(self, batch: Batch, release: Release | None) -> Tensor:
+        """Logits (N, V) that predict the batch's N continuation tokens, and none besides.
+
+        Row i predicts ``batch.input_ids[batch.target_mask][i]``.
+        """
+        embeddings, attention_mask = self.prepend_prompt(self.embed(batch, release), batch.attention_mask)
+        virtual = embeddings.shape[1] - batch.input_ids.shape[1]
+        keep = nn.functional.pad(predicting_positions(batch.target_mask), (virtual, 0))
+        return self.llm.logits(embeddings, attention_mask, keep)
+
+    def loss(self, batch: Batch, release: Release | None) -> Tensor:
+        """Mean negative log-likelihood of the continuation tokens, in nats."""
+        return nn.functional.cross_entropy(self.logits(batch, release).float(), targets(batch))
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        batch: Batch,
+        release: Release | None,
+        *,
+        max_new_tokens: int,
+        top_p: float = 0.9,
+        temperature: float = 0.7,
+        do_sample: bool = True,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """Continue every prompt of a left-padded batch; returns the new token ids of each, end of text removed.
+
+        Args:
+            batch: Prompts; continuation positions, if any, are treated as given text.
+            release: What the device sent for the private positions.
+            max_new_tokens: At most this many new tokens each.
+            top_p: Nucleus of the sampling distribution, in (0, 1].
+            temperature: Sampling temperature, > 0.
+            do_sample: False takes the most likely token every time.
+            seed: Seed of the sampling; the caller's global random state is left alone.
+        """
+        embeddings, attention_mask = self.prepend_prompt(self.embed(batch, release), batch.attention_mask)
+        return self.llm.generate(
+            embeddings,
+            attention_mask,
+            max_new_tokens=max_new_tokens,
+            top_p=top_p,
+            temperature=temperature,
+            do_sample=do_sample,
+            seed=seed,
+        )
+
+    @classmethod
+    def from_artifacts(cls, folder: str | Path, llm: FrozenLLM | None = None) -> "SplitModel":
+        """Assemble DEL and its soft prompt from an artefact of the prompt stage.
+
+        Args:
+            folder: Holds ``result.json``, ``codec.safetensors`` and the prompt in PEFT's format.
+            llm: The language model the prompt was trained with; None loads it by the name recorded in the folder.
+
+        Raises:
+            ArtifactError: A file is missing, or made for another model or method.
+            AssetError: The recorded model cannot be loaded.
+        """
+        folder = Path(folder)
+        result = read_result(folder)
+        llm = llm or load_llm(ModelConfig(**result.config["model"]))
+        expected = result.determined_by["model"]["fingerprint"]
+        if expected != llm.fingerprint:
+            raise ArtifactError(f"{folder} was made for the model with fingerprint {expected}, got {llm.fingerprint}")
+        method = result.determined_by["method"]
+        if method["name"] != DEL.name:
+            raise ArtifactError(f"{folder} must hold a prompt trained behind {DEL.name!r}, got {method['name']!r}")
+        codec = LinearCodec.load(folder / "codec.safetensors")
+        front = DEL(llm.embedding_table(), codec, bits=method["bits"], mu=method["mu"], l2_clip=method["l2_clip"])
+        return cls(llm, front, SoftPrompt.load(folder)).eval()
+
+
+def predicting_positions(target_mask: Tensor) -> Tensor:
+    """Positions (B, T) whose logits predict the targets: the token at t is predicted at t - 1."""
+    return nn.functional.pad(target_mask[:, 1:], (0, 1))
+
+
+def targets(batch: Batch) -> Tensor:
+    """Continuation tokens (N,) in the row order of :meth:`SplitModel.logits`."""
+    return batch.input_ids[batch.target_mask]
+
+
+def example_of_target(batch: Batch) -> Tensor:
+    """Index of the example that each continuation token belongs to (N,)."""
+    return batch.index[:, None].expand_as(batch.target_mask)[batch.target_mask]

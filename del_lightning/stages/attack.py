@@ -1,0 +1,65 @@
+"""Stage ``attack``: read the private tokens of the test prompts back from what each front-end releases."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich import print as rprint
+from rich.progress import track
+
+from del_lightning.artifacts import Artifact, Outcome
+from del_lightning.attacks import Attack, BayesOptimal, NearestNeighbour, log_prior
+from del_lightning.metrics import AttackSuccessRate
+from del_lightning.report.schema import Estimate
+from del_lightning.split import SplitModel
+from del_lightning.stages.settings import build_method, method_key, settings
+from del_lightning.stages.workspace import Setting, Workspace
+
+
+def ensure(ws: Workspace, setting: Setting) -> Artifact:
+    """Return the attacks on a setting's releases, running them if they were not."""
+    determined_by = {
+        "model": ws.model_key,
+        "method": method_key(ws, setting),
+        "attack": {"metric": ws.config.attack.metric},
+        "data": ws.data.fingerprint,
+        # The releases that evaluation sees under its first seed; one a token keeps the n tokens distinct.
+        "seed": ws.config.evaluate.seeds[0],
+    }
+    return ws.store.get("attack", determined_by, lambda folder: _build(ws, setting, folder))
+
+
+def run(ws: Workspace) -> None:
+    """Attack every front-end and print the success rates."""
+    for setting in settings(ws):
+        for name, rate in ensure(ws, setting).result.metrics.items():
+            interval = f"[{rate.low:.1%}, {rate.high:.1%}]"
+            rprint(f"{setting.label}: {name} reads {rate.value:.1%} {interval} of {rate.n} tokens")
+
+
+def attackers(ws: Workspace) -> Mapping[str, Attack]:
+    """Name -> attacker. The Bayes attacker's prior is the training split of the very corpus under attack."""
+    config = ws.config.attack
+    prior = log_prior(ws.data.unigram_counts(ws.llm.vocab_size)).to(ws.device)
+    return {
+        f"nearest neighbour ({config.metric})": NearestNeighbour(config.metric, config.chunk),
+        "Bayes-optimal": BayesOptimal(prior, config.chunk),
+    }
+
+
+@torch.inference_mode()
+def _build(ws: Workspace, setting: Setting, folder: Path) -> Outcome:
+    method = build_method(ws, setting)
+    split = SplitModel(ws.llm, method)
+    suite = attackers(ws)
+    rates = {name: AttackSuccessRate() for name in suite}
+    batches = ws.data.generation_batches(ws.config.data.eval_batch_size)
+    for batch in track(batches, description=f"attacking {setting.label}", transient=True):
+        batch = batch.to(ws.device)
+        release = split.release_examples(batch, ws.config.evaluate.seeds[0])
+        truth = batch.input_ids[batch.private_mask]
+        for name, attack in suite.items():
+            rates[name].update(attack.guess(method, release), truth)
+    metrics: dict[str, Estimate] = {name: rate.estimate() for name, rate in rates.items()}
+    return Outcome(metrics=metrics, details={"setting": asdict(setting)})

@@ -1,0 +1,78 @@
+"""Stage ``calibrate``: find the loosest mu at which the attack stays within each target success rate.
+
+Calibration attacks tokens of the validation split, so that the test prompts stay unseen until they are reported.
+Every mu is tried under the same random numbers.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich import print as rprint
+from torch import Tensor
+
+from del_lightning.artifacts import Artifact, Outcome
+from del_lightning.attacks import NearestNeighbour, SuccessCurve, calibrate
+from del_lightning.codec import LinearCodec
+from del_lightning.report.schema import Calibration
+from del_lightning.seeding import stream
+from del_lightning.stages import codec as codec_stage
+from del_lightning.stages.settings import build_method
+from del_lightning.stages.workspace import Setting, Workspace
+
+
+def ensure(ws: Workspace) -> Artifact:
+    """Return the calibration's artefact, searching if it does not exist."""
+    determined_by = {
+        "codec": codec_stage.ensure(ws).key,
+        "bits": ws.config.mechanism.bits,
+        "l2_clip": ws.config.mechanism.l2_clip,
+        "attack": asdict(ws.config.attack),
+        "targets": ws.config.targets,
+        "data": ws.data.fingerprint,
+        "seed": ws.config.seed,
+    }
+    return ws.store.get("calibrate", determined_by, lambda folder: _build(ws, folder))
+
+
+def calibrations(ws: Workspace) -> list[Calibration]:
+    """One calibration a target, in the order of ``targets``."""
+    return [Calibration.model_validate(entry) for entry in ensure(ws).result.details["calibrations"]]
+
+
+def run(ws: Workspace) -> None:
+    """Calibrate and print what came out."""
+    for found in calibrations(ws):
+        rate = found.asr
+        interval = f"[{rate.low:.3f}, {rate.high:.3f}]" if rate.low is not None else ""
+        rprint(
+            f"target ASR {found.target:g}: mu {found.mu:.4g}, measured {rate.value:.3f} {interval} on {rate.n} tokens"
+        )
+        if found.note:
+            rprint(f"  {found.note}")
+
+
+def _build(ws: Workspace, folder: Path) -> Outcome:
+    tokens = ws.data.private_tokens("validation", ws.config.attack.tokens, ws.config.seed).to(ws.device)
+    codec = codec_stage.load(ws)
+    curve = SuccessCurve(lambda mu: hits(ws, codec, mu, tokens))
+    found = [
+        calibrate(
+            curve,
+            target,
+            tolerance=ws.config.attack.tolerance,
+            mu_range=(ws.config.attack.mu_range[0], ws.config.attack.mu_range[1]),
+            iterations=ws.config.attack.iterations,
+        )
+        for target in ws.config.targets
+    ]
+    return Outcome(details={"calibrations": [c.model_dump(mode="json") for c in found]})
+
+
+@torch.inference_mode()
+def hits(ws: Workspace, codec: LinearCodec, mu: float, tokens: Tensor) -> Tensor:
+    """Which of ``tokens`` (N,) the nearest-neighbour attack reads at ``mu``: bool (N,), common random numbers."""
+    method = build_method(ws, Setting("del", mu=mu), codec)
+    release = method.release(tokens[None], stream("calibrate", ws.config.seed, device=ws.device))
+    attack = NearestNeighbour(ws.config.attack.metric, ws.config.attack.chunk)
+    return attack.guess(method, release)[:, 0] == tokens

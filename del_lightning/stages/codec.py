@@ -1,0 +1,89 @@
+"""Stage ``codec``: initialise the projection from public text, set its bound, train it."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich import print as rprint
+
+from del_lightning.artifacts import Artifact, Outcome
+from del_lightning.codec import LinearCodec, default_dim, pca_codec
+from del_lightning.modules import CodecTraining
+from del_lightning.report.schema import Estimate
+from del_lightning.stages.training import fit
+from del_lightning.stages.workspace import Workspace
+
+WEIGHTS = "codec.safetensors"
+
+
+def ensure(ws: Workspace) -> Artifact:
+    """Return the codec's artefact, training it if it does not exist."""
+    return ws.store.get("codec", determined_by(ws), lambda folder: _build(ws, folder))
+
+
+def load(ws: Workspace) -> LinearCodec:
+    """Load the codec of this configuration onto the workspace's device."""
+    return LinearCodec.load(ensure(ws).folder / WEIGHTS).to(ws.device)
+
+
+def run(ws: Workspace) -> None:
+    """Build the codec and say what came out."""
+    artifact = ensure(ws)
+    share = artifact.result.metrics["clipped_share"].value
+    rprint(f"codec {artifact.key}: bound {artifact.result.details['bound']:.4g}, {share:.1%} of coordinates clipped")
+    rprint(f"  {artifact.folder}")
+
+
+def determined_by(ws: Workspace) -> dict[str, object]:
+    """Everything the codec depends on."""
+    noise_bits = ws.config.mechanism.bits if ws.config.codec.train_noise_mu is not None else None
+    return {
+        "model": ws.model_key,
+        "codec": asdict(ws.config.codec),
+        "noise_bits": noise_bits,
+        "data": ws.public.fingerprint,
+        "seed": ws.config.seed,
+        "devices": ws.config.trainer.devices * ws.config.trainer.num_nodes,
+        "accumulate": ws.config.trainer.accumulate_grad_batches,
+    }
+
+
+def _initial(ws: Workspace) -> LinearCodec:
+    """Projection before training, with its bound set on the scale of its own codes."""
+    config = ws.config.codec
+    dim = config.dim or default_dim(ws.llm.hidden_size)
+    if config.init == "pca":
+        codec = pca_codec(ws.embedding_table, ws.frequencies, dim)
+    else:
+        torch.manual_seed(ws.config.seed)
+        codec = LinearCodec(ws.llm.hidden_size, dim, bound=1.0)
+    codec.to(ws.device)
+    if config.bound is None:
+        codec.calibrate_bound(ws.embedding_table, ws.frequencies, config.bound_quantile)
+    else:
+        codec.bound.fill_(config.bound)
+    return codec
+
+
+def _build(ws: Workspace, folder: Path) -> Outcome:
+    config = ws.config.codec
+    codec = _initial(ws)
+    outcome = Outcome()
+    if config.steps:
+        module = CodecTraining(ws.llm, codec, config, bits=ws.config.mechanism.bits, seed=ws.config.seed)
+        result = fit(
+            module,
+            ws.public,
+            ws.config.trainer,
+            folder,
+            logger=ws.logger("codec"),
+        )
+        codec.to(ws.device)
+        outcome.history = result.history
+        outcome.metrics["val/perplexity"] = Estimate(value=result.best_perplexity, n=ws.config.data.validation_blocks)
+    vocabulary = ws.llm.vocab_size
+    share = codec.clipped_share(ws.embedding_table, ws.frequencies)
+    outcome.metrics["clipped_share"] = Estimate(value=share, n=vocabulary * codec.dim)
+    outcome.details = {"bound": float(codec.bound), "dim": codec.dim, "hidden_size": ws.llm.hidden_size}
+    codec.save(folder / WEIGHTS)
+    return outcome

@@ -1,0 +1,144 @@
+"""Stage ``evaluate``: what the server's model still makes of the prompts, for every front-end and soft prompt."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich import print as rprint
+from rich.progress import track
+from torch import Tensor
+
+from del_lightning.artifacts import Artifact, Outcome, write_json
+from del_lightning.metrics import Coherence, ConditionalPerplexity, NextTokenAgreement, bootstrap_mean, bootstrap_ratio
+from del_lightning.split import SplitModel, example_of_target, targets
+from del_lightning.stages import prompt as prompt_stage
+from del_lightning.stages.settings import build_method, method_key, settings
+from del_lightning.stages.workspace import Setting, Workspace
+
+PER_PROMPT = "per_prompt.json"
+SAMPLES = "samples.json"
+
+
+def ensure(ws: Workspace, setting: Setting, soft_prompt: bool) -> Artifact:
+    """Return the evaluation of a front-end without or with its soft prompt, running it if it was not."""
+    determined_by = {
+        "model": ws.model_key,
+        "method": method_key(ws, setting),
+        "prompt": prompt_stage.ensure(ws, setting).key if soft_prompt else None,
+        "evaluate": asdict(ws.config.evaluate),
+        "data": ws.data.fingerprint,
+        "seed": ws.config.seed,
+    }
+    return ws.store.get("evaluate", determined_by, lambda folder: _build(ws, setting, soft_prompt, folder))
+
+
+def run(ws: Workspace) -> None:
+    """Evaluate every row and print it."""
+    for setting in settings(ws):
+        for soft_prompt in (False, True):
+            metrics = ensure(ws, setting, soft_prompt).result.metrics
+            name = setting.label + (" + soft prompt" if soft_prompt else "")
+            rprint(f"{name}: PPL {metrics['perplexity'].value:.1f}, COH {metrics['coherence'].value:.3f}")
+
+
+def read_per_prompt(artifact: Artifact) -> dict[str, Any]:
+    """Per-prompt sums behind the metrics: nll (nats) and tokens, summed over seeds, and mean coherence."""
+    content: dict[str, Any] = json.loads((artifact.folder / PER_PROMPT).read_text(encoding="utf-8"))
+    return content
+
+
+def read_samples(artifact: Artifact) -> list[dict[str, str]]:
+    """Continuations of the first prompts: dictionaries with prompt, reference and continuation."""
+    content: list[dict[str, str]] = json.loads((artifact.folder / SAMPLES).read_text(encoding="utf-8"))
+    return content
+
+
+@torch.inference_mode()
+def _build(ws: Workspace, setting: Setting, soft_prompt: bool, folder: Path) -> Outcome:
+    name = setting.label + (" + soft prompt" if soft_prompt else "")
+    prompt = prompt_stage.load(ws, setting) if soft_prompt else None
+    split = SplitModel(ws.llm, build_method(ws, setting), prompt).eval()
+    nll, agreement = _teacher_forced(ws, split, name)
+    continuations = _continuations(ws, split, name)
+    coherence = _coherence(ws, continuations)
+    tokens = nll["tokens"]
+    write_json(folder / PER_PROMPT, {**nll, **agreement, "coherence": coherence.tolist()})
+    write_json(folder / SAMPLES, _samples(ws, continuations[0]))
+    clipped = split.method.clipped_share(_private_tokens(ws)) if split.method is not None else None
+    return Outcome(
+        metrics={
+            "perplexity": bootstrap_ratio(np.array(nll["nll"]), np.array(tokens), transform=np.exp),
+            "agreement": bootstrap_ratio(np.array(agreement["agreed"]), np.array(tokens)),
+            "coherence": bootstrap_mean(coherence),
+        },
+        details={"setting": asdict(setting), "soft_prompt": soft_prompt, "clipped_share": clipped},
+    )
+
+
+def _seeds(ws: Workspace, split: SplitModel) -> Sequence[int]:
+    """Seeds that make a difference to teacher-forced metrics: without noise all of them give the same."""
+    assert split.method is not None
+    return ws.config.evaluate.seeds if split.method.stochastic else ws.config.evaluate.seeds[:1]
+
+
+def _teacher_forced(ws: Workspace, split: SplitModel, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """NLL and agreement with the clean model at the continuation's positions, a prompt, summed over seeds."""
+    prompts = len(ws.data.prompts())
+    perplexity, agreement = ConditionalPerplexity(prompts).to(ws.device), NextTokenAgreement(prompts).to(ws.device)
+    batches = list(zip(ws.data.test_dataloader(), ws.clean_choices, strict=True))
+    for batch, expected in track(batches, description=f"{name}: perplexity", transient=True):
+        batch = batch.to(ws.device)
+        for seed in _seeds(ws, split):
+            logits = split.logits(batch, split.release_examples(batch, seed)).float()
+            example = example_of_target(batch)
+            perplexity.update(logits, targets(batch), example)
+            agreement.update(logits, expected, example)
+    nll, tokens = perplexity.per_example()
+    agreed, _ = agreement.per_example()
+    return {"nll": nll.tolist(), "tokens": tokens.tolist()}, {"agreed": agreed.tolist()}
+
+
+def _continuations(ws: Workspace, split: SplitModel, name: str) -> list[list[str]]:
+    """Sampled continuations: one list of texts a seed, in the order of the prompts."""
+    config = ws.config.evaluate
+    batches = ws.data.generation_batches(config.generation_batch_size)
+    texts = [[""] * len(ws.data.prompts()) for _ in config.seeds]
+    for row, seed in zip(texts, config.seeds, strict=True):
+        for number, batch in enumerate(track(batches, description=f"{name}: continuations", transient=True)):
+            batch = batch.to(ws.device)
+            generated = split.generate(
+                batch,
+                split.release_examples(batch, seed),
+                max_new_tokens=config.max_new_tokens,
+                top_p=config.top_p,
+                temperature=config.temperature,
+                seed=seed * len(batches) + number,
+            )
+            for index, ids in zip(batch.index.tolist(), generated, strict=True):
+                row[index] = ws.llm.tokenizer.decode(ids, skip_special_tokens=True)
+    return texts
+
+
+def _coherence(ws: Workspace, continuations: list[list[str]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Cosine between continuation and reference, averaged over seeds: (prompts,)."""
+    references = [prompt.reference for prompt in ws.data.prompts()]
+    metric = Coherence(ws.encoder)
+    for texts in continuations:
+        metric.update(texts, references)
+    by_seed = np.array(metric.values().tolist()).reshape(len(continuations), -1)
+    return np.asarray(by_seed.mean(axis=0))
+
+
+def _samples(ws: Workspace, continuations: list[str]) -> list[dict[str, str]]:
+    chosen = list(zip(ws.data.prompts(), continuations, strict=True))[: ws.config.evaluate.samples]
+    return [{"prompt": p.prompt, "reference": p.reference, "continuation": text} for p, text in chosen]
+
+
+def _private_tokens(ws: Workspace) -> Tensor:
+    """All private tokens of the test prompts (N,)."""
+    ids = [token for prompt in ws.data.prompts() for token in prompt.private_ids]
+    return torch.tensor(ids, device=ws.device)

@@ -1,0 +1,90 @@
+"""Stage ``prompt``: train one soft prompt for every front-end, controls included.
+
+A control with its own prompt shows how much of the gain is adaptation to the domain and how much is recovery of the
+private prompt.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning as L
+import torch
+from rich import print as rprint
+
+from del_lightning.artifacts import Artifact, Outcome
+from del_lightning.callbacks import AttackMonitor, CommunicationMonitor, PrivacyMonitor
+from del_lightning.methods import DEL, Method
+from del_lightning.modules import PromptTuning
+from del_lightning.prompt import SoftPrompt
+from del_lightning.report.schema import Estimate
+from del_lightning.split import SplitModel
+from del_lightning.stages import codec as codec_stage
+from del_lightning.stages.settings import build_method, method_key, settings
+from del_lightning.stages.training import fit
+from del_lightning.stages.workspace import Setting, Workspace
+
+
+def ensure(ws: Workspace, setting: Setting) -> Artifact:
+    """Return the setting's soft prompt, training it if it does not exist."""
+    determined_by = {
+        "model": ws.model_key,
+        "method": method_key(ws, setting),
+        "prompt": asdict(ws.config.prompt),
+        "data": ws.data.fingerprint,
+        "seed": ws.config.seed,
+        "devices": ws.config.trainer.devices * ws.config.trainer.num_nodes,
+        "accumulate": ws.config.trainer.accumulate_grad_batches,
+    }
+    return ws.store.get("prompt", determined_by, lambda folder: _build(ws, setting, folder))
+
+
+def load(ws: Workspace, setting: Setting) -> SoftPrompt:
+    """Load the setting's trained prompt onto the workspace's device."""
+    return SoftPrompt.load(ensure(ws, setting).folder).to(ws.device)
+
+
+def run(ws: Workspace) -> None:
+    """Train every prompt of the configuration."""
+    for setting in settings(ws):
+        artifact = ensure(ws, setting)
+        perplexity = artifact.result.metrics["val/perplexity"].value
+        rprint(f"soft prompt for [bold]{setting.label}[/]: validation perplexity {perplexity:.1f}  {artifact.folder}")
+
+
+def _build(ws: Workspace, setting: Setting, folder: Path) -> Outcome:
+    rprint(f"training the soft prompt for [bold]{setting.label}[/]")
+    config = ws.config.prompt
+    method = build_method(ws, setting)
+    # Training moves modules between devices; the prompt must not start on another one than the model.
+    prompt = SoftPrompt.from_text(config.init_text, config.virtual_tokens, ws.llm)
+    split = SplitModel(ws.llm, method, prompt)
+    torch.manual_seed(ws.config.seed)
+    result = fit(
+        PromptTuning(split, config, ws.config.seed),
+        ws.data,
+        ws.config.trainer,
+        folder,
+        callbacks=_monitors(ws, method),
+        logger=ws.logger(f"prompt-{setting.slug}"),
+    )
+    split.to(ws.device)
+    prompt.save(folder, ws.llm)
+    if isinstance(method, DEL):
+        method.codec.save(folder / codec_stage.WEIGHTS)
+    validation = Estimate(value=result.best_perplexity, n=ws.config.data.validation_blocks)
+    return Outcome(
+        metrics={"val/perplexity": validation},
+        details={"setting": asdict(setting), "steps": result.steps},
+        history=result.history,
+    )
+
+
+def _monitors(ws: Workspace, method: Method) -> list[L.Callback]:
+    """Privacy, communication and attack monitors of a training run."""
+    block = ws.config.data.train_tokens
+    longest = int(block * ws.config.data.split_ratio[1])
+    monitors: list[L.Callback] = [PrivacyMonitor(longest, ws.config.evaluate.delta), CommunicationMonitor()]
+    if ws.config.trainer.attack_every:
+        attack = ws.config.attack
+        monitors.append(AttackMonitor(ws.config.trainer.attack_every, attack.metric, attack.chunk))
+    return monitors

@@ -1,0 +1,105 @@
+"""One way to run Lightning's Trainer for every trained part: checkpoints, resume, best validation, record."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
+
+from del_lightning.artifacts import write_text
+from del_lightning.callbacks import History
+from del_lightning.config import TrainerConfig
+from del_lightning.modules.base import FrozenBackboneModule
+
+MONITOR = "val/perplexity"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a training run leaves besides the module, whose weights are those of the best validation."""
+
+    history: list[dict[str, float]]
+    steps: int
+    best_perplexity: float
+
+
+class _Stopwatch(L.Callback):
+    """Leaves the time spent beside the checkpoints, so that a resumed run reports the sum."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "seconds.txt"
+        self.before = float(self.path.read_text()) if self.path.exists() else 0.0
+        self.start = time.perf_counter()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: object) -> None:
+        if trainer.is_global_zero:
+            write_text(self.path, f"{self.before + time.perf_counter() - self.start:.1f}\n")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The attempt that finishes is timed by the artefact store itself.
+        if trainer.is_global_zero:
+            write_text(self.path, f"{self.before:.1f}\n")
+
+
+def fit(
+    module: FrozenBackboneModule,
+    data: L.LightningDataModule,
+    config: TrainerConfig,
+    folder: Path,
+    *,
+    callbacks: Sequence[L.Callback] = (),
+    logger: Logger | bool = False,
+) -> Fit:
+    """Train ``module`` by its own schedule, resuming from ``folder`` if a run was interrupted there.
+
+    The module ends with the weights of the best validation perplexity.
+    """
+    schedule = module.config
+    history = History(config.log_every)
+    best, last = _checkpoints(folder, config.checkpoint_every)
+    extra = _optional_callbacks(config, schedule.patience)
+    trainer = L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        max_steps=schedule.steps,
+        accumulate_grad_batches=config.accumulate_grad_batches,
+        gradient_clip_val=schedule.gradient_clip,
+        val_check_interval=min(schedule.validate_every, schedule.steps) * config.accumulate_grad_batches,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every,
+        logger=logger,
+        callbacks=[*callbacks, history, _Stopwatch(folder), best, last, *extra],
+        enable_progress_bar=config.progress_bar,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+    resume = folder / "last.ckpt"
+    trainer.fit(module, data, ckpt_path=resume if resume.exists() else None, weights_only=True)
+    checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+    module.load_state_dict(checkpoint["state_dict"], strict=False)
+    assert best.best_model_score is not None
+    return Fit(history.rows, trainer.global_step, float(best.best_model_score))
+
+
+def _checkpoints(folder: Path, every: int) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """Keep the best validation's weights, and the latest state to resume from."""
+    best = ModelCheckpoint(folder, filename="best", monitor=MONITOR, save_top_k=1, enable_version_counter=False)
+    last = ModelCheckpoint(folder, filename="last", every_n_train_steps=every, enable_version_counter=False)
+    return best, last
+
+
+def _optional_callbacks(config: TrainerConfig, patience: int | None) -> list[L.Callback]:
+    callbacks: list[L.Callback] = []
+    if patience is not None:
+        callbacks.append(EarlyStopping(MONITOR, patience=patience))
+    if config.progress_bar:
+        callbacks.append(RichProgressBar(leave=True))
+    return callbacks

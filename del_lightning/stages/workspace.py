@@ -1,0 +1,160 @@
+"""What the stages of one run share: configuration, store, and the loaded model and data."""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from rich.progress import track
+from torch import Tensor
+
+from del_lightning.artifacts import ArtifactStore
+from del_lightning.config import Config
+from del_lightning.data import GenerationDataModule, check_corpus, load_corpus
+from del_lightning.errors import ConfigError
+from del_lightning.llm import FrozenLLM, check_llm, load_llm
+from del_lightning.metrics.coherence import SentenceEncoder, check_encoder
+from del_lightning.split import SplitModel
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One front-end of the leaderboard at one privacy level.
+
+    Attributes:
+        method: clean, mean, projection or del.
+        mu: GDP parameter a token of DEL, else None.
+        target: ASR that mu was calibrated to, if it was.
+    """
+
+    method: str
+    mu: float | None = None
+    target: float | None = None
+
+    @property
+    def label(self) -> str:
+        """What tables print."""
+        names = {"clean": "Clean prompt", "mean": "Mean embedding", "projection": "Projection, no noise"}
+        if self.method in names:
+            return names[self.method]
+        return f"DEL, ASR {self.target:g}" if self.target is not None else f"DEL, mu {self.mu:g}"
+
+    @property
+    def slug(self) -> str:
+        """Word for file and metric names."""
+        if self.mu is None:
+            return self.method
+        return f"{self.method}-asr{self.target:g}" if self.target is not None else f"{self.method}-mu{self.mu:g}"
+
+
+class Workspace:
+    """Loads each shared thing once, when it is first needed."""
+
+    def __init__(self, config: Config) -> None:
+        """``config`` has passed its own checks."""
+        self.config = config
+        self.store = ArtifactStore(config.out, asdict(config))
+
+    def check(self) -> None:
+        """Fail now, in a second, on everything that would fail after minutes.
+
+        Raises:
+            DelError: A model, encoder, corpus or setting is missing or impossible.
+        """
+        check_llm(self.config.model)
+        for corpus in {self.config.data.name, self.config.codec.corpus}:
+            check_corpus(corpus, self.config.data.root)
+        check_encoder(self.config.evaluate.encoder)
+        if self.config.mechanism.mu is None and not self.config.targets:
+            raise ConfigError("`targets` must hold a success rate when `mechanism.mu` is null, got []")
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where evaluation and attacks run."""
+        wanted = self.config.trainer.accelerator
+        cuda = torch.cuda.is_available() and wanted in ("auto", "gpu", "cuda")
+        return torch.device("cuda" if cuda else "cpu")
+
+    @cached_property
+    def llm(self) -> FrozenLLM:
+        """The frozen language model, on :attr:`device`."""
+        return load_llm(self.config.model).to(self.device)
+
+    @cached_property
+    def embedding_table(self) -> Tensor:
+        """Clean embeddings (V, b), float32."""
+        return self.llm.embedding_table()
+
+    @cached_property
+    def encoder(self) -> SentenceEncoder:
+        """Sentence encoder of COH."""
+        return SentenceEncoder(self.config.evaluate.encoder, self.config.evaluate.pooling).to(self.device)
+
+    @cached_property
+    def data(self) -> GenerationDataModule:
+        """The corpus of the leaderboard."""
+        corpus = load_corpus(self.config.data.name, self.config.data.root)
+        return GenerationDataModule(
+            corpus,
+            self.llm.tokenizer,
+            self.config.data,
+            batch_size=self.config.prompt.batch_size,
+            seed=self.config.seed,
+        )
+
+    @cached_property
+    def public(self) -> GenerationDataModule:
+        """The public corpus behind the codec."""
+        codec = self.config.codec
+        return GenerationDataModule(
+            load_corpus(codec.corpus, self.config.data.root),
+            self.llm.tokenizer,
+            self.config.data,
+            batch_size=codec.batch_size,
+            seed=self.config.seed,
+            split_ratio=codec.split_ratio,
+            block_tokens=codec.sequence_tokens,
+            documents=codec.documents,
+        )
+
+    @cached_property
+    def frequencies(self) -> Tensor:
+        """Add-one smoothed token counts of the public corpus (V,), float32."""
+        return self.public.unigram_counts(self.llm.vocab_size).float().to(self.device) + 1
+
+    @cached_property
+    @torch.inference_mode()
+    def clean_choices(self) -> list[Tensor]:
+        """The plain model's top-1 next tokens (N,) at the continuation of every test batch, clean prompt."""
+        plain = SplitModel(self.llm)
+        batches = track(self.data.test_dataloader(), description="clean reference", transient=True)
+        return [plain.logits(batch.to(self.device), None).argmax(dim=-1) for batch in batches]
+
+    @cached_property
+    def model_key(self) -> dict[str, Any]:
+        """The model's part of an artefact's key."""
+        return {"fingerprint": self.llm.fingerprint, "dtype": self.config.model.dtype}
+
+    def logger(self, part: str) -> Logger | bool:
+        """Logger for one trained part; W&B gets one run a process, with the part as prefix."""
+        match self.config.logger.kind:
+            case "csv":
+                return CSVLogger(self.store.root / "logs", name=part.replace("/", "-"))
+            case "wandb":
+                return WandbLogger(experiment=self.wandb_run, prefix=part)
+            case _:
+                return False
+
+    @cached_property
+    def wandb_run(self) -> Any:
+        """The process's W&B run, started at first use."""
+        import wandb
+
+        self.store.root.mkdir(parents=True, exist_ok=True)
+        return wandb.init(
+            project=self.config.logger.project,
+            mode=cast(Literal["online", "offline", "disabled"], self.config.logger.mode),
+            dir=str(self.store.root),
+            config=asdict(self.config),
+        )

@@ -1,0 +1,149 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from del_lightning.attacks import BayesOptimal, NearestNeighbour, log_prior, most_likely, nearest_neighbour
+from del_lightning.errors import ConfigError
+from del_lightning.methods import Method, Release
+from del_lightning.privacy import PrivacyStatement, StochasticQuantizer
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Toy(Method):
+    """The quantizer on the embeddings themselves, without a codec."""
+
+    name = "toy"
+
+    def __init__(self, table: Tensor, quantizer: StochasticQuantizer) -> None:
+        super().__init__(table)
+        self.quantizer = quantizer
+        self.largest_chunk = 0
+
+    def release(self, token_ids: Tensor, generator: torch.Generator | None = None) -> Release:
+        return Release(self.quantizer.encode(self.embedding_table[token_ids], generator))
+
+    def restore(self, release: Release) -> Tensor:
+        return self.quantizer.decode(release.payload)
+
+    def log_likelihood(self, release: Release) -> Tensor:
+        self.largest_chunk = max(self.largest_chunk, release.tokens)
+        return self.quantizer.log_likelihood(release.payload, self.embedding_table)
+
+    def statement(self, sequence_tokens: int, delta: float = 1e-5) -> PrivacyStatement:
+        return PrivacyStatement.none(self.name, "")
+
+    def payload_bits(self, release: Release) -> int:
+        return release.payload.numel() * self.quantizer.bits
+
+
+def toy(vocabulary: int = 40, dim: int = 6, mu: float = 12.0, bits: int = 3) -> Toy:
+    table = 2 * torch.rand(vocabulary, dim, generator=seeded(1)) - 1
+    return Toy(table, StochasticQuantizer.from_mu(mu, dim, bits, 1.0))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_nearest_neighbour_equals_the_naive_search(metric: str, chunk: int) -> None:
+    vectors, table = torch.randn(50, 8, generator=seeded(1)), 3 * torch.randn(200, 8, generator=seeded(2))
+    table[:5] *= 10  # lengths matter to one metric and not to the other
+    if metric == "cosine":
+        closeness = torch.cosine_similarity(vectors[:, None].double(), table[None].double(), dim=-1)
+    else:
+        closeness = -torch.cdist(vectors.double(), table.double())
+    expected = closeness.topk(3).indices
+    assert torch.equal(nearest_neighbour(vectors, table, metric, top_k=3, chunk=chunk), expected)
+
+
+def test_the_two_metrics_differ() -> None:
+    table = torch.tensor([[10.0, 1.0], [1.0, 0.9]])
+    vector = torch.tensor([[2.0, 0.4]])
+    assert nearest_neighbour(vector, table, "cosine").item() == 0
+    assert nearest_neighbour(vector, table, "l2").item() == 1
+
+
+def test_zero_rows_and_half_precision_are_harmless() -> None:
+    table = torch.cat([torch.zeros(1, 4), torch.eye(4)]).to(torch.bfloat16)
+    assert nearest_neighbour(torch.eye(4, dtype=torch.bfloat16), table).flatten().tolist() == [1, 2, 3, 4]
+
+
+def test_unknown_metric_is_refused() -> None:
+    with pytest.raises(ConfigError, match="`metric` must be one of cosine, l2, got 'dot'"):
+        nearest_neighbour(torch.eye(2), torch.eye(2), "dot")
+    with pytest.raises(ConfigError, match="`metric` must be one of cosine, l2, got 'dot'"):
+        NearestNeighbour("dot")
+
+
+def test_log_prior_is_smoothed_and_normalised() -> None:
+    prior = log_prior(torch.tensor([0, 3, 7]), smoothing=0.5)
+    np.testing.assert_allclose(prior.exp().numpy(), np.array([0.5, 3.5, 7.5]) / 11.5, rtol=1e-6)
+    with pytest.raises(ConfigError, match="`smoothing` must be positive, got 0"):
+        log_prior(torch.tensor([1, 2]), smoothing=0)
+
+
+def test_most_likely_consumes_chunks_one_at_a_time() -> None:
+    scores, prior = torch.randn(9, 5, generator=seeded()), torch.randn(5, generator=seeded(1))
+    expected = (scores + prior).argsort(dim=-1, descending=True)[:, :2]
+    assert torch.equal(most_likely(iter(scores.split(4)), prior, top_k=2), expected)
+    assert most_likely(iter(()), prior, top_k=2).shape == (0, 2)
+
+
+def test_bayes_attack_attains_the_optimum_that_enumeration_finds() -> None:
+    method = toy(vocabulary=5, dim=2, mu=3.0, bits=2)
+    weights = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
+    law = {}
+    m, amplitude = method.quantizer.levels, method.quantizer.amplitude
+    for codes in itertools.product(range(m + 1), repeat=2):
+        p = (amplitude + method.embedding_table.double().numpy()) / (2 * amplitude)
+        terms = [math.comb(m, k) * p[:, j] ** k * (1 - p[:, j]) ** (m - k) for j, k in enumerate(codes)]
+        law[codes] = weights * terms[0] * terms[1]
+    assert sum(joint.sum() for joint in law.values()) == pytest.approx(1)
+    attack = BayesOptimal(torch.from_numpy(weights).log().float())
+    releases = Release(torch.tensor(list(law))[None])
+    guesses = attack.guess(method, releases)[:, 0].tolist()
+    reached = sum(joint[guess] for joint, guess in zip(law.values(), guesses, strict=True))
+    assert reached == pytest.approx(sum(joint.max() for joint in law.values()), rel=1e-9)
+
+
+def test_bayes_attack_beats_the_nearest_neighbour_on_samples() -> None:
+    method = toy()
+    truth = torch.randint(0, 40, (1, 4000), generator=seeded(5))
+    release = method.release(truth, seeded(6))
+    rates = [
+        float((attack.guess(method, release)[:, 0] == truth[0]).float().mean())
+        for attack in (BayesOptimal(torch.zeros(40)), NearestNeighbour("cosine"))
+    ]
+    assert rates[0] > rates[1] + 0.02
+    assert rates[1] > 3 / 40
+
+
+def test_guesses_follow_the_mask_in_row_major_order() -> None:
+    method = toy(mu=5000.0)
+    ids = torch.randint(0, 40, (3, 5), generator=seeded(2))
+    mask = torch.rand(3, 5, generator=seeded(3)) < 0.6
+    release = method.release(ids, seeded(4))
+    for attack in (NearestNeighbour("cosine"), NearestNeighbour("l2"), BayesOptimal(torch.zeros(40))):
+        assert torch.equal(attack.guess(method, release, mask)[:, 0], ids[mask])
+        assert torch.equal(attack.guess(method, release)[:, 0], ids.flatten())
+        assert attack.guess(method, release, mask, top_k=4).shape == (int(mask.sum()), 4)
+        assert attack.guess(method, release, torch.zeros_like(mask)).shape == (0, 1)
+
+
+def test_bayes_attack_bounds_its_memory_and_chunks_do_not_matter() -> None:
+    method = toy()
+    release = method.release(torch.randint(0, 40, (2, 50), generator=seeded()), seeded(1))
+    whole = BayesOptimal(torch.zeros(40)).guess(method, release, top_k=3)
+    method.largest_chunk = 0
+    assert torch.equal(BayesOptimal(torch.zeros(40), chunk=16).guess(method, release, top_k=3), whole)
+    assert method.largest_chunk == 16
+
+
+def test_names_tell_the_attacks_apart() -> None:
+    attacks = [NearestNeighbour(), NearestNeighbour("l2"), BayesOptimal(torch.zeros(2))]
+    assert [attack.name for attack in attacks] == ["nearest-neighbour-cosine", "nearest-neighbour-l2", "bayes-optimal"]
