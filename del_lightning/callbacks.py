@@ -23,6 +23,11 @@ def _method_of(module: L.LightningModule) -> Method | None:
     return module.split.method if isinstance(module, PromptTuning) else None
 
 
+def at_step(trainer: L.Trainer, batch_idx: int, every: int) -> bool:
+    """Whether this batch completed an optimizer step, and one whose number ``every`` divides."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step % every == 0
+
+
 class PrivacyMonitor(L.Callback):
     """Logs mu a token together with the exact epsilon a token and a prompt, and prints the statement once.
 
@@ -109,7 +114,7 @@ class AttackMonitor(L.Callback):
     ) -> None:
         """Invert a fresh release of this batch's private tokens."""
         method = _method_of(pl_module)
-        if method is None or trainer.global_step % self.every:
+        if method is None or not at_step(trainer, batch_idx, self.every):
             return
         truth = batch.input_ids[batch.private_mask]
         name = ("attack-monitor", trainer.global_step, trainer.global_rank)
@@ -134,9 +139,11 @@ class History(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Record training scalars."""
-        if trainer.global_step % self.every == 0:
-            self._record(trainer, "train/", "privacy/", "communication/", "attack/")
+        """Record training scalars; the attack's only where it was made, not Lightning's copy of the last one."""
+        monitors = [callback for callback in trainer.callbacks if isinstance(callback, AttackMonitor)]
+        attacked = any(at_step(trainer, batch_idx, monitor.every) for monitor in monitors)
+        if attacked or at_step(trainer, batch_idx, self.every):
+            self._record(trainer, "train/", "privacy/", "communication/", *(["attack/"] if attacked else []))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record validation scalars."""

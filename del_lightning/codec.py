@@ -101,8 +101,9 @@ class LinearCodec(nn.Module):
             dim, hidden_size = state["encoder.weight"].shape
             codec = cls(hidden_size, dim, float(state["bound"]))
             codec.load_state_dict(state)
-        except (FileNotFoundError, SafetensorError, KeyError, RuntimeError) as error:
-            raise ArtifactError(f"{path} must be a codec's safetensors file: {error}") from None
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())  # torch reports mismatched shapes over several lines
+            raise ArtifactError(f"{path} must be a codec's safetensors file: {reason}") from None
         return codec.eval()
 
 

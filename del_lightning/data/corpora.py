@@ -8,13 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from huggingface_hub import constants
 
 from del_lightning import assets
-from del_lightning.errors import AssetError, DataError
+from del_lightning.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 
@@ -57,7 +58,8 @@ class _Source:
     Attributes:
         folder: Folder under the root with ``<split>-*.parquet``.
         column: Text column.
-        hub: Repository id and configuration.
+        hub: Repository id.
+        request: What else ``datasets.load_dataset`` needs to find it.
         derived: Split that the source may lack.
         streamed: Documents to stream a split, at most, from a hub data set too large to download; None takes all.
         keep: Which rows are documents.
@@ -65,7 +67,8 @@ class _Source:
 
     folder: str
     column: str
-    hub: tuple[str, str]
+    hub: str
+    request: dict[str, Any]
     derived: str | None = None
     streamed: int | None = None
     keep: Callable[[str], bool] = bool
@@ -78,12 +81,21 @@ def _is_paragraph(row: str) -> bool:
 
 
 _SOURCES = {
-    "ptb": _Source("ptb_text_only", "sentence", ("ptb_text_only", "penn_treebank")),
-    "wikitext2": _Source(
-        "wikitext/wikitext-2-v1", "text", ("Salesforce/wikitext", "wikitext-2-v1"), keep=_is_paragraph
+    # The repository itself holds a loading script, which `datasets` no longer runs; the hub keeps a converted branch.
+    "ptb": _Source(
+        "ptb_text_only",
+        "sentence",
+        "ptb_text_only",
+        {
+            "revision": "refs/convert/parquet",
+            "data_files": {split: f"penn_treebank/{split}/*.parquet" for split in SPLITS},
+        },
     ),
-    "cnn_dailymail": _Source("cnn_dailymail", "article", ("abisee/cnn_dailymail", "3.0.0"), derived="train"),
-    "c4": _Source("c4", "text", ("allenai/c4", "en"), derived="test", streamed=40_000),
+    "wikitext2": _Source(
+        "wikitext/wikitext-2-v1", "text", "Salesforce/wikitext", {"name": "wikitext-2-v1"}, keep=_is_paragraph
+    ),
+    "cnn_dailymail": _Source("cnn_dailymail", "article", "abisee/cnn_dailymail", {"name": "3.0.0"}, derived="train"),
+    "c4": _Source("c4", "text", "allenai/c4", {"name": "en"}, derived="test", streamed=40_000),
 }
 
 
@@ -101,7 +113,7 @@ def load_corpus(name: str, root: str | None = None) -> Corpus:
         return Corpus("lee", "Lee news corpus, packaged with gensim", _lee)
     source = _source(name)
     if root is None:
-        return Corpus(name, f"hub: {source.hub[0]}, {source.hub[1]}", lambda split: _from_hub(name, source, split))
+        return Corpus(name, f"hub: {source.hub}", lambda split: _from_hub(name, source, split))
     return Corpus(name, f"{root}/{source.folder}", lambda split: _from_root(source, root, split))
 
 
@@ -119,7 +131,7 @@ def check_corpus(name: str, root: str | None = None) -> None:
     else:
         source = _source(name)
         shares = split_shares(_available(source, root), source.derived)
-        for split in {origin for origin, _, _ in shares.values()}:
+        for split in dict.fromkeys(origin for origin, _, _ in shares.values()):
             _check_columns(_files(source, root, split), source.column)
 
 
@@ -188,16 +200,11 @@ def _check_columns(files: list[Path], column: str) -> None:
 
 
 def _check_hub(name: str) -> None:
-    hub = _source(name).hub[0]
-    if name == "ptb":
-        raise DataError(
-            f"`data.root` must be set for `data.name` 'ptb': its hub loader {hub} is a script, which data sets no longer "
-            "run; put ptb_text_only/{train,validation,test}-*.parquet (column sentence) under data.root, got null"
-        )
+    source = _source(name)
     if constants.is_offline_mode():
         return  # the user asked for what is cached; reading it says when there is nothing
     if problem := assets.hub_problem():
-        raise DataError(f"`data.name` {name!r} needs `data.root` (now null) or the hub's {hub}, but {problem}")
+        raise DataError(f"`data.name` {name!r} needs `data.root` (now null) or the hub's {source.hub}, but {problem}")
 
 
 def _from_hub(name: str, source: _Source, split: str) -> list[str]:
@@ -206,13 +213,15 @@ def _from_hub(name: str, source: _Source, split: str) -> list[str]:
     _check_hub(name)
     available = {"train", "validation"} if source.derived == "test" else set(SPLITS)
     origin, start, stop = split_shares(available, source.derived)[split]
-    repository, configuration = source.hub
     try:
-        rows = datasets.load_dataset(repository, configuration, split=origin, streaming=source.streamed is not None)
+        rows = datasets.load_dataset(source.hub, **source.request, split=origin, streaming=source.streamed is not None)
         texts = [row[source.column] for row in islice(rows, source.streamed)]
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"`data.name` {name!r}: reading {repository} from the hub failed: {reason}") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(
+            f"`data.name` {name!r}: the hub's {source.hub} cannot be read ({reason}); put "
+            f"{source.folder}/<split>-*.parquet with column {source.column!r} under `data.root`, now null"
+        ) from error
     return _share([text for text in texts if text and source.keep(text)], start, stop)
 
 

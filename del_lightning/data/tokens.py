@@ -91,7 +91,7 @@ def _tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Ragge
 def _read(path: Path) -> Ragged | None:
     """The cached tokens; None when there are none, or the file is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return Ragged(stored["flat"], stored["offsets"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

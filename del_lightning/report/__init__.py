@@ -6,5 +6,23 @@
     plots    figures as inline SVG
     page     one self-contained HTML page, and ``write_report``
 
-Nothing is imported here: a stage that only stores a result must not wait for matplotlib.
+The public functions are imported on first use: a stage that only stores a result must not wait for matplotlib, and
+the artefact store, which the page is written with, needs the records itself.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from del_lightning.report.page import render_html, write_report
+    from del_lightning.report.tables import console_table, render_markdown
+
+__all__ = ["console_table", "render_html", "render_markdown", "write_report"]
+
+_HOMES = {"console_table": "tables", "render_html": "page", "render_markdown": "tables", "write_report": "page"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -30,14 +30,14 @@ _FOLDER = Path(__file__).parent
 class _Figure:
     """Inline SVG with its text alternative."""
 
-    name: str
     svg: Markup
     alt: str
+    caption: str
 
 
-def _figure(svg: str, alt: str, name: str = "") -> _Figure | None:
+def _figure(svg: str, alt: str, caption: str = "") -> _Figure | None:
     # The SVG is ours: matplotlib escapes the labels in it.
-    return _Figure(name, Markup(svg), alt) if svg else None
+    return _Figure(Markup(svg), alt, caption) if svg else None
 
 
 def _utility_figures(board: Leaderboard) -> list[_Figure]:
@@ -50,8 +50,22 @@ def _utility_figures(board: Leaderboard) -> list[_Figure]:
 
 
 def _communication_figure(board: Leaderboard) -> _Figure | None:
-    sizes = "; ".join(f"{name} {words.count(bits)}" for name, bits, _ in plots.payloads(board))
-    return _figure(plots.communication(board), f"Bits a token: {sizes}.")
+    sizes = plots.payloads(board)
+    alt = "; ".join(f"{name} {words.count(bits)}" for name, bits, _ in sizes)
+    caption = "Payload of one private token before entropy coding and framing; savings against an fp32 embedding."
+    text = [bits for name, bits, _ in sizes if name == plots.TEXT]
+    tested = [bits for _, bits, is_tested in sizes if is_tested]
+    if text and tested and text[0] < min(tested):
+        caption += " The text itself is smaller than any code here: what is saved is saved against sending embeddings."
+    return _figure(plots.communication(board), f"Bits a token: {alt}.", caption)
+
+
+def _calibration_figure(board: Leaderboard) -> _Figure | None:
+    caption = (
+        "Every setting tried, with its 95% interval; in colour the settings returned. Here μ is only the parameter "
+        "that is searched: what it guarantees stands in the table."
+    )
+    return _figure(plots.calibration(board), "Measured attack success rate against the parameter tried.", caption)
 
 
 def _curve_figures(board: Leaderboard) -> list[_Figure]:
@@ -87,7 +101,8 @@ def _override(value: object) -> str:
     text = str(value)
     if isinstance(value, int | float) or _is_bare(text):
         return text
-    return '"' + text.replace('"', '\\"') + '"'
+    # Hydra reads a backslash literally unless a quote follows: only those before a quote are doubled.
+    return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), text) + '"'
 
 
 def _is_bare(text: str) -> bool:
@@ -140,6 +155,7 @@ def _context(board: Leaderboard, samples: list[Sample]) -> dict[str, Any]:
     ]
     return {
         "board": board,
+        "generated": words.moment(board.generated),
         "wall": words.duration(board.wall_seconds),
         "summary": words.summary(board),
         "warnings": words.warnings(board),
@@ -149,7 +165,7 @@ def _context(board: Leaderboard, samples: list[Sample]) -> dict[str, Any]:
         "communication": _communication_figure(board),
         "curves": _curve_figures(board),
         "calibrations": tables.calibration_rows(board),
-        "evidence": _figure(plots.calibration(board), "Measured attack success rate against the parameter tried."),
+        "evidence": _calibration_figure(board),
         "samples": _ordered_samples(board, samples),
         "statements": [(row.label, words.privacy_statement(row)) for row in words.tested_settings(board)],
         "configuration": OmegaConf.to_yaml(OmegaConf.create(board.config)),

@@ -9,7 +9,7 @@ each still shows its text at a readable size.
 import io
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from del_lightning.report import words
 from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow, TrainingCurve
@@ -31,7 +31,12 @@ _VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper", WITH: "w
 MARKERS = {True: "o", False: "^"}
 """With and without soft prompt: different in shape as well as in colour."""
 
+TEXT = "text as token ids"
+"""What the clean control sends."""
+
 FONT = 10.5
+LONGEST_TITLE = 36
+"""Characters of a metric's name that leave room for a hint behind it."""
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -68,7 +73,7 @@ _STYLE: Any = {
 def _draw(name: str, size: tuple[float, float], paint: Callable[[Figure], None]) -> str:
     """Paint a figure of ``size`` inches and return it as SVG for use inside an HTML page."""
     with mpl.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure = Figure(figsize=size)
+        figure = Figure(figsize=size, dpi=72)  # SVG counts in points, and so do the labels
         paint(figure)
         buffer = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -136,40 +141,38 @@ class _Labels:
     """Places direct labels in display coordinates so that none covers another or a marker."""
 
     axes: Axes
-    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
+    taken: list[tuple[float, ...]] = field(default_factory=list)
 
-    def block(self, x: float, y: float) -> None:
-        """Keep labels off the marker at data coordinates (x, y)."""
-        column, line = self.axes.transData.transform((x, y))
-        self.taken.append((column - 4, line - 4, column + 4, line + 4))
-
-    def put(self, text: str, left: float, right: float, y: float) -> None:
-        """Write ``text`` beside a marker pair that spans ``left`` to ``right`` at height ``y``."""
-        box, anchor, align = self._free(text, left, right, y)
-        self.taken.append(box)
-        x, height = self.axes.transData.inverted().transform(anchor)
-        self.axes.text(x, height, text, ha=align, va="center", fontsize=FONT - 1, color=INK)
-
-    def _free(
-        self, text: str, left: float, right: float, y: float
-    ) -> tuple[tuple[float, float, float, float], tuple[float, float], str]:
-        width, height = len(text) * (FONT - 1) * 0.58, FONT * 1.1
-        frame = self.axes.bbox
+    def block(self, left: float, right: float, y: float) -> None:
+        """Keep labels off the markers at data coordinates (left, y) and (right, y) and off the line between."""
         start, line = self.axes.transData.transform((left, y))
         end, _ = self.axes.transData.transform((right, y))
-        choices = []
-        for shift in (0, 1, -1, 1.6, -1.6, 2.4, -2.4):
+        self.taken.append((start - 5, line - 5, end + 5, line + 5))
+
+    def put(self, text: str, left: float, right: float, y: float) -> None:
+        """Write ``text`` near a marker pair that spans ``left`` to ``right`` at height ``y``."""
+        start, line = self.axes.transData.transform((left, y))
+        end, _ = self.axes.transData.transform((right, y))
+        box = min(self._boxes(text, start, end, line), key=self._cost)
+        self.taken.append(box[:4])
+        x, height = self.axes.transData.inverted().transform(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
+        self.axes.text(x, height, text, ha="center", va="center", fontsize=FONT - 1, color=INK)
+
+    def _boxes(self, text: str, start: float, end: float, line: float) -> Iterator[tuple[float, ...]]:
+        """Where the label may go, as (left, bottom, right, top, how far from the best place)."""
+        width, height = len(text) * (FONT - 1) * 0.56 + 4, FONT * 1.15
+        for shift in (0.0, 0.6, -0.6, 1.2, -1.2, 1.8, -1.8):
             middle = line + shift * height
-            for x, align in ((end + 8, "left"), (start - 8, "right")):
-                from_x = x if align == "left" else x - width
-                box = (from_x, middle - height / 2, from_x + width, middle + height / 2)
-                outside = box[0] < frame.x0 - 2 or box[2] > frame.x1 + 14 or box[1] < frame.y0 or box[3] > frame.y1 + 8
-                hits = sum(_overlap(box, other) for other in self.taken)
-                choices.append(((hits + 2 * outside, abs(shift)), (box, (x, middle), align)))
-        return min(choices, key=lambda choice: choice[0])[1]
+            for x in (end + 6, start - 6 - width, (start + end - width) / 2):
+                yield x, middle - height / 2, x + width, middle + height / 2, abs(shift)
+
+    def _cost(self, box: tuple[float, ...]) -> tuple[float, float]:
+        frame = self.axes.bbox
+        outside = box[0] < frame.x0 or box[2] > frame.x1 + 14 or box[1] < frame.y0 or box[3] > frame.y1 + 8
+        return sum(_overlap(box, other) for other in self.taken) + 2 * outside, box[4]
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
@@ -188,13 +191,12 @@ class _Point:
 
 
 def _points(board: Leaderboard, metric: str) -> list[_Point]:
-    names = words.ATTACK_NAMES
     points = [
         _Point(
             row,
             getattr(row, metric),
-            words.attack_result(row, names["nearest"]),
-            words.attack_result(row, names["optimal"]),
+            words.attack_result(row, words.is_nearest),
+            words.attack_result(row, words.is_optimal),
         )
         for row in board.rows
     ]
@@ -220,8 +222,9 @@ def privacy_utility(board: Leaderboard, metric: str) -> str:
         _utility_axis(axes, metric, points)
         axes.grid(axis="y")
         axes.set_xlabel("measured attack success rate (square-root scale)")
-        title = "PPL (lower is better)" if metric == "perplexity" else f"COH[{board.encoder}] (higher is better)"
-        axes.set_title(title, loc="left", x=-0.135)
+        title = "PPL (lower is better)" if metric == "perplexity" else f"COH[{board.encoder}]"
+        title += " (higher is better)" if metric != "perplexity" and len(title) < LONGEST_TITLE else ""
+        axes.set_title(title, loc="left", x=-0.1515)
         for point in points:
             _pair(axes, point)
         _label_points(axes, points)
@@ -237,6 +240,7 @@ def _utility_axis(axes: Axes, metric: str, points: list[_Point]) -> None:
         return
     margin = max(0.02, 0.08 * (max(finite) - min(finite)))
     axes.set_ylim(min(finite) - margin, max(finite) + margin)
+    axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_formatter(FuncFormatter(_plain))
 
 
@@ -260,12 +264,11 @@ def _pair(axes: Axes, point: _Point) -> None:
 
 def _label_points(axes: Axes, points: list[_Point]) -> None:
     labels = _Labels(axes)
-    for point in points:
-        for rate in point.rates:
-            labels.block(rate.value, point.utility.value)
-    for point in points:
-        rates = [rate.value for rate in point.rates]
-        labels.put(_short(point.row), min(rates), max(rates), point.utility.value)
+    spans = [(min(rates), max(rates)) for rates in ([rate.value for rate in point.rates] for point in points)]
+    for point, span in zip(points, spans, strict=True):
+        labels.block(*span, point.utility.value)
+    for point, span in zip(points, spans, strict=True):
+        labels.put(_short(point.row), *span, point.utility.value)
 
 
 def _short(row: LeaderboardRow) -> str:
@@ -277,7 +280,7 @@ def _short(row: LeaderboardRow) -> str:
 def payloads(board: Leaderboard) -> list[tuple[str, float, bool]]:
     """(what is sent, bits a token, whether it is under test), smallest first; rows that send nothing are left out."""
     known: dict[str, tuple[float, bool]] = {}
-    controls = {"clean": "text as token ids", "projection": "projection, fp32"}
+    controls = {"clean": TEXT, "projection": "projection, fp32"}
     for row in board.rows:
         sent = row.communication
         if sent.bits_per_token <= 0 or not math.isfinite(sent.ratio_fp32):
@@ -301,13 +304,13 @@ def communication(board: Leaderboard) -> str:
 
     def paint(figure: Figure) -> None:
         height = 0.55 + 0.32 * len(sizes)
-        axes = figure.add_axes((0.27, 0.5 / height, 0.5, 1 - 0.55 / height))
+        axes = figure.add_axes((0.27, 0.5 / height, 0.44, 1 - 0.55 / height))
         largest = max(bits for _, bits, _ in sizes)
         lines = range(len(sizes))
         colours = [WITH if tested else MUTED for *_, tested in sizes]
         axes.barh(lines, [bits for _, bits, _ in sizes], height=0.5, color=colours)
         axes.set_xscale("log")
-        axes.set_xlim(1, 10 ** math.ceil(math.log10(largest * 1.01)))
+        axes.set_xlim(1, largest)
         axes.xaxis.set_major_locator(LogLocator(numticks=8))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(_plain))
@@ -323,7 +326,7 @@ def communication(board: Leaderboard) -> str:
 
 
 def _size(bits: float, largest: float) -> str:
-    return words.count(bits) if bits >= largest else f"{words.count(bits)} ({words.number(largest / bits)}× smaller)"
+    return words.count(bits) if bits >= largest else f"{words.count(bits)} ({words.setting(largest / bits)}× smaller)"
 
 
 def curve_points(curve: TrainingCurve) -> list[tuple[float, float]]:
@@ -368,20 +371,16 @@ def _curve(name: str, points: list[tuple[float, float]], scale: list[float]) -> 
 
 def calibration(board: Leaderboard) -> str:
     """Measured success rate at every mu that calibration tried, and the targets; empty without evidence."""
-    tried = [
-        (entry["mu"], _rate(entry))
-        for item in board.calibrations
-        for entry in item.evidence
-        if {"mu", "n"} <= set(entry)
-    ]
+    # Targets share their evaluations, so the same mu may stand in several records.
+    tried = {entry["mu"]: _rate(entry) for item in board.calibrations for entry in item.evidence}
     if not tried:
         return ""
 
     def paint(figure: Figure) -> None:
         axes = figure.add_axes((0.125, 0.15, 0.825, 0.76))
         targets = [item.target for item in board.calibrations]
-        _log_ticks(axes, "x", [mu for mu, _ in tried] + [item.mu for item in board.calibrations])
-        _success_axis(axes, "y", max([rate.high or rate.value for _, rate in tried] + targets))
+        _log_ticks(axes, "x", list(tried) + [item.mu for item in board.calibrations])
+        _success_axis(axes, "y", max([rate.high or rate.value for rate in tried.values()] + targets))
         for target in sorted(set(targets)):
             axes.axhline(target, color=WITHOUT, linewidth=0.9, dashes=(5, 3), zorder=1)
             place = axes.get_yaxis_transform()
@@ -389,16 +388,16 @@ def calibration(board: Leaderboard) -> str:
                 f"target {target:g}", (0.01, target), (0, 2), xycoords=place, textcoords="offset points",
                 fontsize=FONT - 1,
             )  # fmt: skip
-        for mu, rate in tried:
+        for mu, rate in tried.items():
             axes.errorbar(mu, rate.value, yerr=_errors(rate), fmt="o", color=MUTED, markersize=3.5, elinewidth=0.8)
         for item in board.calibrations:
             axes.errorbar(item.mu, item.asr.value, yerr=_errors(item.asr), fmt="o", color=WITH, zorder=4)
         axes.set_xlabel("mechanism parameter μ tried (logarithmic)")
-        axes.set_title("nearest-neighbour ASR (square-root scale)", loc="left", x=-0.135)
+        axes.set_title("nearest-neighbour ASR (square-root scale)", loc="left", x=-0.1515)
 
     return _draw("calibration", (5.4, 3.9), paint)
 
 
 def _rate(entry: dict[str, float]) -> Estimate:
-    value = entry["hits"] / entry["n"] if "hits" in entry else entry["asr"]
-    return Estimate(value=value, n=int(entry["n"]), low=entry.get("low"), high=entry.get("high"))
+    hits, n = entry["hits"], int(entry["n"])
+    return Estimate(value=hits / n, n=n, low=entry["low"], high=entry["high"])

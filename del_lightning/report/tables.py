@@ -29,11 +29,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: heading, small type under it, and how a row fills it."""
+    """One column: heading, lines of small type under it, and how a row fills it."""
 
     name: str
     cell: Callable[[LeaderboardRow], Cell]
-    small: str = ""
+    small: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """The heading on one line."""
+        return f"{self.name} ({', '.join(self.small)})" if self.small else self.name
 
 
 def missing(why: str) -> Cell:
@@ -45,12 +50,12 @@ def method_cell(row: LeaderboardRow) -> Cell:
     """Label, and the size of the soft prompt under it."""
     if not row.soft_prompt:
         return Cell(row.label, ("no soft prompt",))
-    parts = ["+ soft prompt"]
+    parts = []
     if row.virtual_tokens is not None:
         parts.append(f"{words.count(row.virtual_tokens)} virtual tokens")
     if row.prompt_steps is not None:
         parts.append(f"{words.count(row.prompt_steps)} steps")
-    return Cell(row.label, (", ".join(parts),))
+    return Cell(row.label, ("+ soft prompt", *([", ".join(parts)] if parts else [])))
 
 
 def estimate_cell(estimate: Estimate | None, why: str, shared_n: int | None) -> Cell:
@@ -72,44 +77,37 @@ def target_cell(row: LeaderboardRow) -> Cell:
 
 
 def mu_cell(row: LeaderboardRow) -> Cell:
-    """mu a token with the exact epsilons of a token and of a prompt; never mu alone."""
+    """mu a token with the exact epsilons of a token and of a prompt, and the effective mu; never mu alone."""
     privacy = row.privacy
     if privacy.epsilon_token is None or privacy.epsilon_sequence is None:
         return missing(
             privacy.caveat or f"{privacy.mechanism}: no exact ε is recorded, and a μ without it is not shown"
         )
-    small = (
+    small = [
         f"ε {words.number(privacy.epsilon_token)} a token",
         f"ε {words.number(privacy.epsilon_sequence)} / {_tokens(privacy)} tokens",
-    )
+    ]
+    if privacy.mu_effective is not None:
+        small.append(f"μ eff {words.number(privacy.mu_effective)}")
     text = f"μ {words.number(privacy.mu_token)}" if privacy.mu_token is not None else words.MISSING
-    return Cell(text, small, privacy.mu_token, words.guarantee(privacy))
+    return Cell(text, tuple(small), privacy.mu_token, words.guarantee(privacy))
 
 
 def _tokens(privacy: PrivacyColumns) -> str:
     return words.MISSING if privacy.sequence_tokens is None else words.count(privacy.sequence_tokens)
 
 
-def effective_mu_cell(row: LeaderboardRow) -> Cell:
-    """Effective mu, shown only where the exact epsilons are."""
-    privacy = row.privacy
-    if privacy.mu_effective is None or not words.guarantee(privacy):
-        return missing(privacy.caveat or f"{privacy.mechanism}: no exact trade-off function is recorded")
-    return Cell(words.number(privacy.mu_effective), sort=privacy.mu_effective, title=words.guarantee(privacy))
-
-
 def bits_cell(row: LeaderboardRow) -> Cell:
-    """Payload of a token."""
-    bits = row.communication.bits_per_token
-    return Cell(words.count(bits), sort=bits)
-
-
-def ratio_cell(row: LeaderboardRow) -> Cell:
-    """How many times smaller than an fp32 embedding, and than an fp16 one."""
+    """Payload of a token, and how many times smaller that is than an fp32 and an fp16 embedding."""
     sent = row.communication
     if math.isinf(sent.ratio_fp32):
-        return Cell("∞", sort=math.inf, title="nothing but the number of tokens is sent")
-    return Cell(f"{words.number(sent.ratio_fp32)}×", (f"fp16 {words.number(sent.ratio_fp16)}×",), sent.ratio_fp32)
+        small: tuple[str, ...] = ("∞× vs fp32",)
+    else:
+        small = tuple(
+            f"{words.number(ratio)}× vs {name}"
+            for name, ratio in (("fp32", sent.ratio_fp32), ("fp16", sent.ratio_fp16))
+        )
+    return Cell(words.count(sent.bits_per_token), small, sent.bits_per_token)
 
 
 def estimate_column(
@@ -118,13 +116,13 @@ def estimate_column(
     """A column of estimates; its heading gives the sample size if all rows share one."""
     shared = words.shared_n(board.rows, pick)
     size = "" if shared is None else f"n = {words.count(shared)}"
-    heading = ", ".join(text for text in (small, size) if text)
+    heading = tuple(text for text in (small, size) if text)
     return Column(name, lambda row: estimate_cell(pick(row), why, shared), heading)
 
 
 def _attack_column(board: Leaderboard, attack: str) -> Column:
     why = "this attack was not run on this row"
-    return estimate_column(board, "ASR", lambda row: row.asr.get(attack), why=why, small=words.attack_name(attack))
+    return estimate_column(board, "ASR", lambda row: row.asr.get(attack), why=why, small=attack.replace("_", " "))
 
 
 def columns(board: Leaderboard) -> list[Column]:
@@ -132,7 +130,7 @@ def columns(board: Leaderboard) -> list[Column]:
     unscored = "not measured"
     no_r = "needs a soft prompt on this row and on the clean and mean controls"
     deltas = {row.privacy.delta for row in board.rows if row.privacy.delta is not None}
-    delta = f"δ = {words.setting(deltas.pop())}" if len(deltas) == 1 else "exact ε beside it"
+    delta = [f"δ = {words.setting(deltas.pop())}"] if len(deltas) == 1 else []
     return [
         Column("Method", method_cell),
         Column("ASR target", target_cell),
@@ -142,10 +140,8 @@ def columns(board: Leaderboard) -> list[Column]:
         estimate_column(board, "R", lambda row: row.retained, why=no_r),
         *(_attack_column(board, attack) for attack in words.attacks(board)),
         estimate_column(board, "ASR", words.worst_attack, why="no attack was run on this row", small="worst"),
-        Column("μ a token, exact ε", mu_cell, delta),
-        Column("μ eff a token", effective_mu_cell),
+        Column("μ a token", mu_cell, ("with exact ε", *delta)),
         Column("Bits a token", bits_cell),
-        Column("Smaller than fp32", ratio_cell),
     ]
 
 
@@ -203,7 +199,7 @@ def _markdown_table(heading: list[str], lines: list[list[str]]) -> str:
 
 def _markdown_leaderboard(board: Leaderboard) -> str:
     shown = columns(board)
-    heading = [_escape(f"{column.name} ({column.small})" if column.small else column.name) for column in shown]
+    heading = [_escape(column.line) for column in shown]
     rows = [row for _, group in words.groups(board) for row in group]
     lines = [[words.row_name(row), *(column.cell(row).line for column in shown[1:])] for row in rows]
     return _markdown_table(heading, lines)
@@ -220,23 +216,23 @@ def render_markdown(board: Leaderboard) -> str:
     parts += ["## Notes", "\n".join(f"- {_escape(note)}" for note in words.warnings(board)) or "None."]
     environment = [[name, value] for name, value in environment_rows(board.environment)]
     parts += ["## Environment", _markdown_table(["", ""], environment)]
-    took = f"Generated {_escape(board.generated)}; the runs behind it took {words.duration(board.wall_seconds)}."
+    took = f"Generated {words.moment(board.generated)}; the runs behind it took {words.duration(board.wall_seconds)}."
     parts += [took, "More: [figures and samples](index.html), [all numbers](leaderboard.json)."]
     return "\n\n".join(parts) + "\n"
 
 
 def console_table(board: Leaderboard) -> Table:
     """The leaderboard for a terminal: the columns that fit, intervals under the values."""
-    wanted = ("PPL", "R", "ASR", "μ a token, exact ε", "Bits a token")
+    wanted = ("PPL", "R", "ASR", "μ a token", "Bits a token")
     shown = [column for column in columns(board) if column.name in wanted or column.name.startswith("COH")]
     table = Table(title=board.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("Method")
     for column in shown:
-        heading = column.small.partition(", n =")[0] if column.name == "ASR" else ""
-        table.add_column("\n".join(text for text in (column.name.partition("[")[0], heading) if text), justify="right")
+        lines = (column.name.partition("[")[0], *(column.small[:1] if column.name == "ASR" else ()))
+        table.add_column(Text("\n".join(lines)), justify="right")
     for _, rows in words.groups(board):
         for row in rows:
-            cells = ["\n".join((cell.text, *cell.small)) for cell in (column.cell(row) for column in shown)]
+            cells = ["\n".join((cell.text, *cell.small[:2])) for cell in (column.cell(row) for column in shown)]
             table.add_row(*(Text(text) for text in (words.row_name(row), *cells)))
         table.add_section()
     return table

@@ -7,10 +7,12 @@ mentions mu comes from :func:`guarantee`.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 
 from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow, PrivacyColumns
 
 MISSING = "–"
+NO_BREAK = "\u00a0"
 THIN_SPACE = "\u202f"
 """Narrow no-break space: groups digits."""
 
@@ -22,8 +24,6 @@ VACUOUS_EPSILON = math.log(1000)
 HEADLINE_TARGET = 0.1
 """The summary quotes the DEL row calibrated nearest to this attack success rate."""
 
-METRIC_NAMES = {"perplexity": "PPL", "coherence": "COH", "agreement": "Agreement", "retained": "R"}
-ATTACK_NAMES = {"nearest": "nearest neighbour", "optimal": "Bayes-optimal", "worst": "worst"}
 
 GLOSSARY = (
     (
@@ -144,6 +144,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def moment(text: str) -> str:
+    """A time stamp to the minute, ``2026-01-01 12:00 UTC``."""
+    return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def row_name(row: LeaderboardRow) -> str:
     """The row's name in samples and tables: its label, plus `` + soft prompt`` where it has one."""
     return f"{row.label} + soft prompt" if row.soft_prompt else row.label
@@ -156,24 +161,25 @@ def groups(board: Leaderboard) -> list[tuple[str, list[LeaderboardRow]]]:
     return [(name, rows) for name, rows in (("Controls", controls), ("DEL", tested)) if rows]
 
 
+def is_nearest(attack: str) -> bool:
+    """Whether the attack is the paper's: the nearest neighbour of the decoded embedding."""
+    return "nearest" in attack
+
+
+def is_optimal(attack: str) -> bool:
+    """Whether the attack is the Bayes-optimal one."""
+    return "bayes" in attack.lower() or "optimal" in attack
+
+
 def attacks(board: Leaderboard) -> list[str]:
     """All attacks of the board: nearest neighbour, Bayes-optimal, others; ``worst`` is not among them."""
     names = dict.fromkeys(name for row in board.rows for name in row.asr if name != "worst")
-    return sorted(names, key=lambda name: ("near" not in name, attack_name(name) != ATTACK_NAMES["optimal"]))
+    return sorted(names, key=lambda name: (not is_nearest(name), not is_optimal(name)))
 
 
-def attack_name(attack: str) -> str:
-    """What a table calls the attack."""
-    if attack in ("nearest", "nearest_neighbour", "nearest_neighbor"):
-        return ATTACK_NAMES["nearest"]
-    if attack in ("optimal", "bayes", "bayes_optimal"):
-        return ATTACK_NAMES["optimal"]
-    return ATTACK_NAMES.get(attack, attack.replace("_", " "))
-
-
-def attack_result(row: LeaderboardRow, name: str) -> Estimate | None:
-    """The row's result under the attack that tables call ``name``."""
-    return next((estimate for attack, estimate in row.asr.items() if attack_name(attack) == name), None)
+def attack_result(row: LeaderboardRow, matches: Callable[[str], bool]) -> Estimate | None:
+    """The row's result under the first attack whose name matches."""
+    return next((estimate for attack, estimate in row.asr.items() if matches(attack)), None)
 
 
 def worst_attack(row: LeaderboardRow) -> Estimate | None:
@@ -192,10 +198,11 @@ def guarantee(privacy: PrivacyColumns, *, name_mu: bool = True) -> str:
         return ""
     mu = f"μ = {number(privacy.mu_token)}, exact " if name_mu and privacy.mu_token is not None else ""
     tokens = MISSING if privacy.sequence_tokens is None else count(privacy.sequence_tokens)
-    return (
+    phrase = (
         f"{mu}ε = {number(privacy.epsilon_token)} a token and ε = {number(privacy.epsilon_sequence)} "
         f"for a prompt of {tokens} tokens, at δ = {setting(privacy.delta)}"
     )
+    return phrase.replace(" = ", f"{NO_BREAK}={NO_BREAK}")
 
 
 def partner(board: Leaderboard, row: LeaderboardRow) -> LeaderboardRow | None:
@@ -263,8 +270,8 @@ def _about_zero(retained: Estimate) -> str:
 
 
 def _attack_sentence(row: LeaderboardRow) -> Iterator[str]:
-    nearest = attack_result(row, ATTACK_NAMES["nearest"])
-    optimal = attack_result(row, ATTACK_NAMES["optimal"])
+    nearest = attack_result(row, is_nearest)
+    optimal = attack_result(row, is_optimal)
     if optimal is not None:
         beside = "" if nearest is None else f"; the nearest-neighbour attack {percent(nearest.value)}"
         yield f"The Bayes-optimal attacker reads {percent(optimal.value)} of the private tokens{beside}."
@@ -320,7 +327,7 @@ def _vacuous_bound_warning(board: Leaderboard) -> Iterator[str]:
 
 def _missed_target_warning(board: Leaderboard) -> Iterator[str]:
     for calibration in board.calibrations:
-        if not calibration.reached:
+        if not calibration.reached and calibration.note not in board.notes:
             yield f"Calibration to ASR {calibration.target:g} missed its target: {calibration.note}"
 
 
@@ -351,7 +358,11 @@ def privacy_statement(row: LeaderboardRow) -> list[str]:
         ]
     else:
         sentences.append("No exact ε is recorded, so nothing is claimed for the worst case.")
-    return [*sentences, *_measured(row), *([privacy.caveat] if privacy.caveat else [])]
+    return [*sentences, *_measured(row), *([_sentence(privacy.caveat)] if privacy.caveat else [])]
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def _parameters(privacy: PrivacyColumns) -> str:
@@ -365,7 +376,7 @@ def _odds(epsilon: float | None) -> str:
         return MISSING
     if epsilon <= VACUOUS_EPSILON:
         return f"what is sent multiplies the odds between any two inputs by at most {number(math.exp(epsilon))}"
-    power = "" if math.isinf(epsilon) else f", a factor of 10^{count(math.floor(epsilon / math.log(10)))}"
+    power = "" if math.isinf(epsilon) else f", a factor of {_power_of_ten(math.floor(epsilon / math.log(10)))}"
     return f"the odds between two inputs may change by exp({number(epsilon)}){power}: next to no promise"
 
 

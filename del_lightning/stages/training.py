@@ -1,18 +1,20 @@
 """One way to run Lightning's Trainer for every trained part: checkpoints, resume, best validation, record."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
 from del_lightning.artifacts import write_text
-from del_lightning.callbacks import History
+from del_lightning.callbacks import History, at_step
 from del_lightning.config import TrainerConfig
+from del_lightning.data import Batch
 from del_lightning.modules.base import FrozenBackboneModule
 
 MONITOR = "val/perplexity"
@@ -45,6 +47,27 @@ class _Stopwatch(L.Callback):
             write_text(self.path, f"{self.before:.1f}\n")
 
 
+class _LastCheckpoint(Checkpoint):
+    """Leaves ``last.ckpt`` to resume from: every few steps, and after every validation.
+
+    Not between a step and its validation: Lightning would resume behind that validation, and the best of the run could
+    be missed. Not when training stops early: resumed, it would go on; from the checkpoint before it stops again.
+    """
+
+    def __init__(self, folder: Path, every: int, validate_every: int) -> None:
+        self.path, self.every, self.validate_every = folder / "last.ckpt", every, validate_every
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        if at_step(trainer, batch_idx, self.every) and trainer.global_step % self.validate_every:
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.should_stop:
+            trainer.save_checkpoint(self.path)
+
+
 def fit(
     module: FrozenBackboneModule,
     data: L.LightningDataModule,
@@ -60,7 +83,9 @@ def fit(
     """
     schedule = module.config
     history = History(config.log_every)
-    best, last = _checkpoints(folder, config.checkpoint_every)
+    validate_every = min(schedule.validate_every, schedule.steps)
+    best = ModelCheckpoint(folder, filename="best", monitor=MONITOR, save_top_k=1, enable_version_counter=False)
+    last = _LastCheckpoint(folder, config.checkpoint_every, validate_every)
     extra = _optional_callbacks(config, schedule.patience)
     trainer = L.Trainer(
         accelerator=config.accelerator,
@@ -70,7 +95,7 @@ def fit(
         max_steps=schedule.steps,
         accumulate_grad_batches=config.accumulate_grad_batches,
         gradient_clip_val=schedule.gradient_clip,
-        val_check_interval=min(schedule.validate_every, schedule.steps) * config.accumulate_grad_batches,
+        val_check_interval=validate_every * config.accumulate_grad_batches,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=config.log_every,
@@ -81,19 +106,15 @@ def fit(
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-    resume = folder / "last.ckpt"
-    trainer.fit(module, data, ckpt_path=resume if resume.exists() else None, weights_only=True)
+    resume = last.path if last.path.exists() else None
+    with warnings.catch_warnings():
+        # The frozen model is in evaluation mode on purpose.
+        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", UserWarning)
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     assert best.best_model_score is not None
     return Fit(history.rows, trainer.global_step, float(best.best_model_score))
-
-
-def _checkpoints(folder: Path, every: int) -> tuple[ModelCheckpoint, ModelCheckpoint]:
-    """Keep the best validation's weights, and the latest state to resume from."""
-    best = ModelCheckpoint(folder, filename="best", monitor=MONITOR, save_top_k=1, enable_version_counter=False)
-    last = ModelCheckpoint(folder, filename="last", every_n_train_steps=every, enable_version_counter=False)
-    return best, last
 
 
 def _optional_callbacks(config: TrainerConfig, patience: int | None) -> list[L.Callback]:

@@ -32,9 +32,9 @@ PPL = {  # without and with a soft prompt
 }
 
 
-def estimate(value: float, *, n: int = 96, spread: float = 0.06, kind: str = "bootstrap") -> Estimate:
+def estimate(value: float, *, n: int = 96, spread: float = 0.06) -> Estimate:
     width = max(abs(value) * spread, 0.004)
-    return Estimate(value=value, n=n, low=value - width, high=value + 1.15 * width, interval=kind)
+    return Estimate(value=value, n=n, low=value - width, high=value + 1.15 * width, interval="bootstrap")
 
 
 def rate(value: float, n: int = 4812) -> Estimate:
@@ -44,7 +44,7 @@ def rate(value: float, n: int = 4812) -> Estimate:
 
 
 def success(nearest: float, optimal: float) -> dict[str, Estimate]:
-    return {"nearest": rate(nearest), "optimal": rate(optimal), "worst": rate(max(nearest, optimal))}
+    return {"nearest neighbour (cosine)": rate(nearest), "Bayes-optimal": rate(optimal)}
 
 
 def sent(bits: float) -> CommunicationColumns:
@@ -126,9 +126,7 @@ def calibration(target: float) -> Calibration:
     tried = [0.1 * (1000 / 0.1) ** (i / 9) for i in range(10)] + [mu * 0.93, mu * 1.08, mu]
     evidence = []
     for value in tried:
-        found = (
-            rate(nearest + 0.24 * math.tanh(math.log(value / mu) / 1.5), 2000) if value > mu / 3 else rate(0.004, 2000)
-        )
+        found = rate(min(0.45, 0.021 * (value / 9.8) ** 1.972), 2000)
         evidence.append(
             {"mu": value, "hits": round(found.value * 2000), "n": 2000, "low": found.low, "high": found.high}
         )
@@ -145,7 +143,7 @@ def curve(name: str, start: float, end: float, steps: int = 150) -> TrainingCurv
 
 def make_board(**changes: Any) -> Leaderboard:
     """A full leaderboard: three controls and DEL at two targets, each without and with a soft prompt."""
-    names = ("clean", "mean", "projection", *SETTINGS)
+    names: tuple[str | float, ...] = ("clean", "mean", "projection", *SETTINGS)
     config = asdict(Config())
     config["data"]["name"] = "wikitext2"
     config["targets"] = list(SETTINGS)
@@ -163,11 +161,11 @@ def make_board(**changes: Any) -> Leaderboard:
         "calibrations": [calibration(target) for target in SETTINGS],
         "curves": [
             curve("codec", 180, 61, 400),
-            curve("clean + soft prompt", 26, 22.5),
-            curve("mean + soft prompt", 610, 59.3),
-            curve("projection + soft prompt", 92, 41),
-            curve("DEL, ASR 0.02 + soft prompt", 390, 58.1),
-            curve("DEL, ASR 0.1 + soft prompt", 140, 53.2),
+            curve("soft prompt, clean", 26, 22.5),
+            curve("soft prompt, mean", 610, 59.3),
+            curve("soft prompt, projection", 92, 41),
+            curve("soft prompt, DEL, ASR 0.02", 390, 58.1),
+            curve("soft prompt, DEL, ASR 0.1", 140, 53.2),
         ],
         "notes": ["These numbers are made up."],
         "config": config,

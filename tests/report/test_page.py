@@ -1,0 +1,193 @@
+import html
+import json
+import math
+import re
+import shlex
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from del_lightning.config import Config
+from del_lightning.report import words
+from del_lightning.report.page import command, render_html, write_report
+from del_lightning.report.schema import Leaderboard
+from tests.report.factory import make_board, make_samples, row
+
+VOID = {"meta", "link", "br", "img", "use", "path", "circle"}
+
+
+class Page(HTMLParser):
+    """Collects ids, references, tags and text; checks that tags nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            elif name in ("src", "href", "xlink:href", "action", "srcset", "data"):
+                self.links.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def board() -> Leaderboard:
+    return make_board()
+
+
+@pytest.fixture(scope="module")
+def page(board: Leaderboard) -> str:
+    return render_html(board, make_samples(board))
+
+
+def test_every_row_is_there_with_intervals(board: Leaderboard, page: str) -> None:
+    table = page[page.index('<table class="leaderboard"') : page.index("</table>")]
+    assert table.count('<th scope="row"') == len(board.rows)
+    for item in board.rows:
+        assert item.label in table
+        assert words.interval(item.perplexity) in table
+        assert words.interval(item.asr["Bayes-optimal"]) in table
+    assert words.interval(board.rows[-1].retained) in table
+    assert "COH[all-minilm-l6-v2]" in table
+
+
+def test_page_is_self_contained(page: str) -> None:
+    parsed = Page(page)
+    assert parsed.open == []
+    assert len(parsed.ids) == len(set(parsed.ids))
+    for link in parsed.links:
+        assert link in ("data:,", "report.md", "leaderboard.json") or link.removeprefix("#") in parsed.ids
+    assert parsed.tags.count("script") == 1
+    assert "img" not in parsed.tags
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_sections_stand_in_order(page: str) -> None:
+    wanted = (
+        "caution leaderboard privacy-utility communication training calibration samples guarantees configuration "
+        "environment reproduce glossary"
+    )
+    places = [page.index(f'id="{name}"') for name in wanted.split()]
+    assert places == sorted(places)
+
+
+def test_hostile_text_stays_text(board: Leaderboard, page: str) -> None:
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(&#39;read me&#39;)&lt;/script&gt;" in page
+    assert "<b>second</b>" not in page
+    evil = '"><script>x</script>'
+    changed = make_board(title=evil, notes=[evil], rows=[row(0.1, True, label=evil)], model=evil)
+    text = render_html(changed, [])
+    assert "<script>x" not in text
+    assert Page(text).tags.count("script") == 1
+
+
+def test_mu_never_stands_alone(page: str) -> None:
+    cells = re.findall(r"<(?:td|li|p|figcaption)\b[^>]*>(.*?)</(?:td|li|p|figcaption)>", page, flags=re.DOTALL)
+    shown = [html.unescape(cell) for cell in cells if re.search(r"μ\s*(eff)?\s*=?\s*\d", html.unescape(cell))]
+    assert len(shown) > 4
+    assert all("ε" in cell for cell in shown)
+
+
+def test_output_is_deterministic(board: Leaderboard, page: str) -> None:
+    assert render_html(board, make_samples(board)) == page
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": [row(0.1, True, retained=None)]},
+        {"rows": [row("clean", False)], "curves": [], "calibrations": [], "notes": []},
+        {"rows": [], "curves": [], "calibrations": []},
+        {"rows": [row(0.1, False, asr={}, target=None)]},
+    ],
+)
+def test_thin_results_still_make_a_page(changes: dict[str, object]) -> None:
+    text = render_html(make_board(**changes), [])
+    assert Page(text).open == []
+    assert 'id="samples"' not in text
+
+
+def test_sections_without_content_are_left_out() -> None:
+    text = render_html(make_board(curves=[], calibrations=[]), [])
+    for name in ("training", "calibration", "samples"):
+        assert f'id="{name}"' not in text
+        assert f'href="#{name}"' not in text
+
+
+def test_continuations_follow_the_table_and_none_is_lost(board: Leaderboard) -> None:
+    sample = make_samples(board)[0]
+    sample.continuations = {"stray": "zzz", **dict(reversed(sample.continuations.items()))}
+    text = render_html(board, [sample])
+    articles = re.findall(r"<article><h4>.*?</svg>(.*?)</h4>", text)
+    assert articles == [*(words.row_name(item) for item in board.rows), "stray"]
+
+
+def test_half_a_surrogate_pair_does_not_break_the_file(board: Leaderboard, tmp_path: Path) -> None:
+    sample = make_samples(board)[0]
+    sample.prompt = "broken \ud83d emoji"
+    path = write_report(tmp_path, board, [sample])
+    assert "broken ? emoji" in path.read_text(encoding="utf-8")
+
+
+def test_write_report_leaves_three_whole_files(board: Leaderboard, tmp_path: Path) -> None:
+    path = write_report(tmp_path / "a" / "b", board, make_samples(board))
+    assert path == tmp_path / "a" / "b" / "index.html"
+    assert sorted(file.name for file in path.parent.iterdir()) == ["index.html", "leaderboard.json", "report.md"]
+    text = (path.parent / "leaderboard.json").read_text(encoding="utf-8")
+    assert "NaN" not in text
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"not JSON: {name}"))
+    again = Leaderboard.model_validate_json(text)
+    assert again == board
+    assert any(math.isinf(item.communication.ratio_fp32) for item in again.rows)
+    assert "made-up harbour" not in text + (path.parent / "report.md").read_text(encoding="utf-8")
+
+
+def test_command_repeats_every_changed_setting() -> None:
+    config = asdict(Config())
+    assert command(config) == "python -m del_lightning stage=pipeline"
+    changed = {
+        "title": 'a "quoted", title',
+        "targets": [0.02, 0.1],
+        "data": {**config["data"], "prefix": "Go on:\n\n", "root": "null"},
+        "mechanism": {**config["mechanism"], "bits": 2, "mu": 21.5},
+        "trainer": {**config["trainer"], "progress_bar": False},
+        "prompt": {**config["prompt"], "init_text": "back\\slash\\"},
+    }
+    arguments = shlex.split(command({**config, **changed}))[4:]
+    parsed = {item.key_or_group: item.value() for item in OverridesParser.create().parse_overrides(arguments)}
+    assert parsed == {
+        "title": 'a "quoted", title',
+        "targets": [0.02, 0.1],
+        "data.prefix": "Go on:\n\n",
+        "data.root": "null",
+        "mechanism.bits": 2,
+        "mechanism.mu": 21.5,
+        "trainer.progress_bar": False,
+        "prompt.init_text": "back\\slash\\",
+    }
+
+
+def test_command_names_a_known_experiment() -> None:
+    assert command({"experiment": "quickstart"}) == "python -m del_lightning stage=pipeline experiment=quickstart"
