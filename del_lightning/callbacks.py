@@ -140,7 +140,8 @@ class History(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Record training scalars; the attack's only where it was made, not Lightning's copy of the last one."""
-        monitors = [callback for callback in trainer.callbacks if isinstance(callback, AttackMonitor)]
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        monitors = [callback for callback in callbacks if isinstance(callback, AttackMonitor)]
         attacked = any(at_step(trainer, batch_idx, monitor.every) for monitor in monitors)
         if attacked or at_step(trainer, batch_idx, self.every):
             self._record(trainer, "train/", "privacy/", "communication/", *(["attack/"] if attacked else []))

@@ -191,9 +191,7 @@ def test_logits_are_the_rows_of_all_logits_at_the_targets(tiny_llm: Factory) -> 
     everything = torch.ones_like(batch.attention_mask)
     embeddings, mask = split.prepend_prompt(split.embed(batch, release), batch.attention_mask)
     full = llm.logits(embeddings, mask, mask).split((batch.attention_mask.sum(1) + 5).tolist())
-    expected = [
-        logits[-1 - int(count) : -1] for logits, count in zip(full, batch.target_mask.sum(1), strict=True)
-    ]
+    expected = [logits[-1 - int(count) : -1] for logits, count in zip(full, batch.target_mask.sum(1), strict=True)]
     torch.testing.assert_close(split.logits(batch, release), torch.cat(expected), atol=1e-5, rtol=1e-5)
     assert everything.sum() > batch.target_mask.sum()
 

@@ -238,7 +238,8 @@ def summary(board: Leaderboard) -> list[str]:
 
 
 def _headline(board: Leaderboard, row: LeaderboardRow) -> Iterator[str]:
-    where = row.label if row.target is None else f"At a nearest-neighbour ASR target of {row.target:g}, DEL"
+    level = f"a nearest-neighbour ASR target of {row.target:g}" if row.target is not None else guarantee(row.privacy)
+    where = f"At {level}, DEL" if level else row.label
     prompt = " with its soft prompt" if row.soft_prompt else " without a soft prompt"
     yield f"{where}{prompt} reaches PPL {with_interval(row.perplexity)}{_against_partner(board, row)}."
     if row.retained is not None:

@@ -23,6 +23,7 @@ SETTINGS = {
     0.02: (9.8, 9.6, 82.9, 5210.0, 0.021, 0.071),
     0.1: (21.4, 19.1, 231.0, 16900.0, 0.098, 0.262),
 }
+LABELS = {"clean": "Clean prompt", "mean": "Mean embedding", "projection": "Projection, no noise"}
 PPL = {  # without and with a soft prompt
     "clean": (25.4, 22.5),
     "mean": (636.0, 59.3),
@@ -87,7 +88,7 @@ def _control(name: str) -> dict[str, Any]:
     )
     return {
         "method": name,
-        "label": name,
+        "label": LABELS[name],
         "is_control": True,
         "asr": success(*hits),
         "privacy": privacy,
@@ -161,9 +162,9 @@ def make_board(**changes: Any) -> Leaderboard:
         "calibrations": [calibration(target) for target in SETTINGS],
         "curves": [
             curve("codec", 180, 61, 400),
-            curve("soft prompt, clean", 26, 22.5),
-            curve("soft prompt, mean", 610, 59.3),
-            curve("soft prompt, projection", 92, 41),
+            curve("soft prompt, Clean prompt", 26, 22.5),
+            curve("soft prompt, Mean embedding", 610, 59.3),
+            curve("soft prompt, Projection, no noise", 92, 41),
             curve("soft prompt, DEL, ASR 0.02", 390, 58.1),
             curve("soft prompt, DEL, ASR 0.1", 140, 53.2),
         ],

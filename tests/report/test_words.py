@@ -77,6 +77,12 @@ def test_summary_says_when_nothing_is_shown() -> None:
     assert "the intervals overlap" in text
 
 
+def test_summary_of_a_chosen_mu_names_its_epsilon() -> None:
+    text = " ".join(words.summary(make_board(rows=[row(0.1, True, target=None, label="DEL, mu 21.4")])))
+    assert "mu 21.4" not in text
+    assert "At μ\u00a0=\u00a021.4, exact ε\u00a0=\u00a0231 a token" in text
+
+
 def test_summary_without_del_says_so() -> None:
     assert "Only controls" in " ".join(words.summary(make_board(rows=[row("clean", False)])))
 

@@ -1,7 +1,5 @@
 """A run that is killed anywhere and started again ends with the very numbers of a run that was not."""
 
-import itertools
-import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,119 +8,213 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from torch import Tensor
 
 from del_lightning.callbacks import AttackMonitor, CommunicationMonitor, PrivacyMonitor
-from del_lightning.codec import pca_codec
-from del_lightning.config import CodecConfig, DataConfig, PromptConfig, TrainerConfig
-from del_lightning.data import Corpus, GenerationDataModule
+from del_lightning.config import CodecConfig, PromptConfig, TrainerConfig
 from del_lightning.llm import FrozenLLM
-from del_lightning.methods import DEL
 from del_lightning.modules import CodecTraining, PromptTuning
-from del_lightning.prompt import SoftPrompt
-from del_lightning.split import SplitModel
 from del_lightning.stages.training import Fit, fit
+from tests.modules.factory import data_for, split_for
 
 Factory = Callable[..., FrozenLLM]
-STEPS = 12
-TRAINER = TrainerConfig(accelerator="cpu", progress_bar=False, checkpoint_every=4, log_every=1, attack_every=3)
-PROMPT = PromptConfig(virtual_tokens=3, steps=STEPS, batch_size=2, learning_rate=0.05, validate_every=4)
+Trained = tuple[Fit, dict[str, Tensor]]
+
+TRAINER = TrainerConfig(accelerator="cpu", progress_bar=False, checkpoint_every=2, log_every=1)
+PROMPT = PromptConfig(virtual_tokens=3, steps=12, batch_size=2, learning_rate=0.05, validate_every=4)
 CODEC = CodecConfig(
-    corpus="lee", dim=4, steps=STEPS, batch_size=2, learning_rate=0.01, warmup_steps=3, validate_every=4, train_noise_mu=9.0
+    corpus="lee",
+    steps=12,
+    batch_size=2,
+    learning_rate=0.01,
+    warmup_steps=3,
+    validate_every=4,
+    train_noise_mu=9.0,
 )
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818
     """Stands for a kill at one place of the run."""
 
 
 class KillAt(L.Callback):
-    """Raises at the start of a training step or in the middle of a validation."""
+    """Raises when training is at ``step``: before it, right after it, in its validation, or at the end of the run."""
 
     def __init__(self, step: int, where: str) -> None:
         self.step, self.where = step, where
 
-    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.where == "training" and trainer.global_step == self.step:
+    def _kill(self, trainer: L.Trainer, where: str) -> None:
+        if (trainer.global_step, where) == (self.step, self.where):
             raise Killed
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._kill(trainer, "before")
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.where == "after step" and trainer.global_step == self.step:
-            raise Killed
+        self._kill(trainer, "after")
 
-    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.where == "validation" and trainer.global_step == self.step:
-            raise Killed
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._kill(trainer, "validation")
 
     def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if self.where == "end":
-            raise Killed
+        self._kill(trainer, "end")
 
 
-def sentences(seed: int, count: int) -> list[str]:
-    words = ["the", "a", "cat", "dog", "bird", "sat", "ran", "flew", "on", "under", "mat", "log", "house", "and"]
-    generator = random.Random(seed)
-    return [" ".join(generator.choices(words, k=30)) for _ in range(count)]
+class Overwrite(L.Callback):
+    """Replaces the prompt by a number before the validation of a step, to decide what is best."""
+
+    def __init__(self, values: dict[int, float]) -> None:
+        self.values, self.perplexities = values, dict[int, float]()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        with torch.no_grad():
+            pl_module.split.prompt.embeddings.fill_(self.values[trainer.global_step])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.perplexities[trainer.global_step] = float(trainer.callback_metrics["val/perplexity"])
 
 
-def data_for(llm: FrozenLLM, batch_size: int) -> GenerationDataModule:
-    texts = {"train": sentences(0, 12), "validation": sentences(1, 6), "test": sentences(2, 4)}
-    config = DataConfig(
-        prefix="go ", train_tokens=12, validation_blocks=5, eval_batch_size=2, min_words=10, prompt_words=5
-    )
-    return GenerationDataModule(Corpus("lee", "made up", texts.__getitem__), llm.tokenizer, config, batch_size=batch_size, seed=0)
-
-
-def split_for(llm: FrozenLLM) -> SplitModel:
-    table, weights = llm.embedding_table(), torch.ones(llm.vocab_size)
-    codec = pca_codec(table, weights, 4)
-    codec.calibrate_bound(table, weights, 0.95)
-    return SplitModel(llm, DEL(table, codec, bits=4, mu=20.0), SoftPrompt.from_text("the cat", 3, llm))
-
-
-def train_prompt(
-    llm: FrozenLLM, folder: Path, config: PromptConfig = PROMPT, trainer: TrainerConfig = TRAINER, *extra: L.Callback
-) -> tuple[Fit, dict[str, torch.Tensor]]:
+def train(
+    llm: FrozenLLM,
+    folder: Path,
+    config: PromptConfig | CodecConfig = PROMPT,
+    trainer: TrainerConfig = TRAINER,
+    extra: tuple[L.Callback, ...] = (),
+) -> Trained:
     split = split_for(llm)
-    monitors = [PrivacyMonitor(6), CommunicationMonitor(), AttackMonitor(trainer.attack_every)]
+    if isinstance(config, PromptConfig):
+        module: Any = PromptTuning(split, config, seed=0)
+        monitors = (PrivacyMonitor(6), CommunicationMonitor(), AttackMonitor(3))
+    else:
+        module, monitors = CodecTraining(llm, split.method.codec, config, bits=4, seed=0), ()
     folder.mkdir(exist_ok=True)
-    module, data = PromptTuning(split, config, seed=0), data_for(llm, config.batch_size)
-    result = fit(module, data, trainer, folder, callbacks=[*monitors, *extra])
-    return result, {"prompt": split.prompt.embeddings.detach().clone()}
+    result = fit(module, data_for(llm), trainer, folder, callbacks=[*monitors, *extra])
+    return result, {name: value.detach().clone() for name, value in module.trainable().items()}
 
 
-def train_codec(
-    llm: FrozenLLM, folder: Path, config: CodecConfig = CODEC, trainer: TrainerConfig = TRAINER, *extra: L.Callback
-) -> tuple[Fit, dict[str, torch.Tensor]]:
-    codec = split_for(llm).method.codec
-    folder.mkdir(exist_ok=True)
-    module, data = CodecTraining(llm, codec, config, bits=4, seed=0), data_for(llm, config.batch_size)
-    result = fit(module, data, trainer, folder, callbacks=extra)
-    return result, {name: value.detach().clone() for name, value in codec.state_dict().items()}
+def assert_equal(one: Trained, other: Trained) -> None:
+    assert one[0] == other[0]  # curve, steps and best perplexity
+    for name, value in other[1].items():
+        assert torch.equal(one[1][name], value), name
+
+
+SCHEDULES = {"prompt": PROMPT, "codec": CODEC}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_llm: Factory, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
+    known: dict[str, Trained] = {}
+
+    def get(part: str) -> Trained:
+        if part not in known:
+            known[part] = train(tiny_llm(), tmp_path_factory.mktemp(part), SCHEDULES[part])
+        return known[part]
+
+    return get
 
 
 PLACES = [
-    (2, "training"),  # before the first checkpoint
+    (1, "after"),  # no checkpoint yet
+    (4, "after"),  # a step that is due for a checkpoint and a validation
     (4, "validation"),
-    (5, "training"),  # right behind a validation
-    (7, "training"),
-    (8, "after step"),
-    (11, "training"),
-    (12, "validation"),  # the very last one
+    (5, "before"),
+    (7, "after"),
+    (12, "validation"),  # the last one of all
     (12, "end"),
 ]
 
 
 @pytest.mark.parametrize(("step", "where"), PLACES)
-@pytest.mark.parametrize("train", [train_prompt, train_codec])
+@pytest.mark.parametrize("part", SCHEDULES)
 def test_a_killed_run_ends_as_an_uninterrupted_one(
-    tiny_llm: Factory, tmp_path: Path, train: Callable[..., Any], step: int, where: str
+    tiny_llm: Factory, tmp_path: Path, uninterrupted: Callable[[str], Trained], part: str, step: int, where: str
 ) -> None:
-    llm = tiny_llm()
-    config = PROMPT if train is train_prompt else CODEC
-    expected, weights = train(llm, tmp_path / "whole", config, TRAINER)
+    llm, config = tiny_llm(), SCHEDULES[part]
     with pytest.raises(Killed):
-        train(llm, tmp_path / "cut", config, TRAINER, KillAt(step, where))
-    result, resumed = train(llm, tmp_path / "cut", config, TRAINER)
-    assert result == expected
-    for name, value in weights.items():
-        assert torch.equal(resumed[name], value), name
+        train(llm, tmp_path, config, extra=(KillAt(step, where),))
+    assert_equal(train(llm, tmp_path, config), uninterrupted(part))
+
+
+def test_a_run_may_be_killed_twice(tiny_llm: Factory, tmp_path: Path, uninterrupted: Callable[[str], Trained]) -> None:
+    for step in (5, 9):
+        with pytest.raises(Killed):
+            train(tiny_llm(), tmp_path, extra=(KillAt(step, "before"),))
+    assert_equal(train(tiny_llm(), tmp_path), uninterrupted("prompt"))
+
+
+def test_what_was_trained_before_the_kill_is_not_trained_again(tiny_llm: Factory, tmp_path: Path) -> None:
+    class Count(L.Callback):
+        steps = 0
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.steps += 1
+
+    with pytest.raises(Killed):
+        train(tiny_llm(), tmp_path, extra=(KillAt(7, "before"),))
+    count = Count()
+    train(tiny_llm(), tmp_path, extra=(count,))
+    assert count.steps == 12 - 6
+
+
+@pytest.mark.parametrize(("step", "where"), [(5, "before"), (8, "validation")])
+def test_accumulated_batches_resume_too(tiny_llm: Factory, tmp_path: Path, step: int, where: str) -> None:
+    trainer = replace(TRAINER, accumulate_grad_batches=3)
+    expected = train(tiny_llm(), tmp_path / "whole", trainer=trainer)
+    with pytest.raises(Killed):
+        train(tiny_llm(), tmp_path / "cut", trainer=trainer, extra=(KillAt(step, where),))
+    assert_equal(train(tiny_llm(), tmp_path / "cut", trainer=trainer), expected)
+    assert [row["step"] for row in expected[0].history] == [float(step) for step in range(1, 13)]
+
+
+def test_early_stopping_stops_at_the_same_step_after_a_kill(tiny_llm: Factory, tmp_path: Path) -> None:
+    config = replace(PROMPT, steps=40, validate_every=2, patience=2)
+
+    def spoil() -> Overwrite:
+        return Overwrite({step: float(step) for step in range(2, 41, 2)})
+
+    expected = train(tiny_llm(), tmp_path / "whole", config, extra=(spoil(),))
+    assert expected[0].steps == 6
+    for number, place in enumerate([(5, "before"), (6, "end")]):
+        with pytest.raises(Killed):
+            train(tiny_llm(), tmp_path / f"cut{number}", config, extra=(spoil(), KillAt(*place)))
+        assert_equal(train(tiny_llm(), tmp_path / f"cut{number}", config, extra=(spoil(),)), expected)
+
+
+@pytest.mark.parametrize("best", [4, 8, 12])
+def test_the_best_validation_is_kept(tiny_llm: Factory, tmp_path: Path, best: int) -> None:
+    spoil = Overwrite({step: 0.0 if step == best else 50.0 for step in (4, 8, 12)})
+    result, weights = train(tiny_llm(), tmp_path, extra=(spoil,))
+    assert torch.equal(weights["split.prompt.embeddings"], torch.zeros(3, 16))
+    assert min(spoil.perplexities.values()) == spoil.perplexities[best] == result.best_perplexity
+
+
+def test_a_run_shorter_than_its_validation_interval_is_validated_at_its_end(tiny_llm: Factory, tmp_path: Path) -> None:
+    result, _ = train(tiny_llm(), tmp_path, replace(PROMPT, steps=3, validate_every=100))
+    assert [row["step"] for row in result.history if "val/perplexity" in row] == [3.0]
+
+
+def test_history_holds_every_measurement_where_it_was_made(uninterrupted: Callable[[str], Trained]) -> None:
+    history = uninterrupted("prompt")[0].history
+    assert [row["step"] for row in history] == [float(step) for step in range(1, 13)]
+    assert all("train/loss" in row and "privacy/gdp_mu_token" in row for row in history)
+    assert [row["step"] for row in history if "val/perplexity" in row] == [4.0, 8.0, 12.0]
+    assert [row["step"] for row in history if "attack/nn_asr" in row] == [3.0, 6.0, 9.0, 12.0]
+
+
+def test_log_interval_thins_the_history(tiny_llm: Factory, tmp_path: Path) -> None:
+    result, _ = train(tiny_llm(), tmp_path, trainer=replace(TRAINER, log_every=5))
+    assert [row["step"] for row in result.history if "train/loss" in row] == [3.0, 5.0, 6.0, 9.0, 10.0, 12.0]
+    assert [row["step"] for row in result.history if "val/perplexity" in row] == [4.0, 8.0, 12.0]
+
+
+def test_time_of_killed_attempts_is_left_for_the_record(tiny_llm: Factory, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tiny_llm(), tmp_path, extra=(KillAt(7, "before"),))
+    (tmp_path / "seconds.txt").write_text("100.0\n")
+    with pytest.raises(Killed):
+        train(tiny_llm(), tmp_path, extra=(KillAt(11, "before"),))
+    after_two = float((tmp_path / "seconds.txt").read_text())
+    assert 100 < after_two < 110
+    train(tiny_llm(), tmp_path)
+    # The last attempt is timed by whoever called.
+    assert float((tmp_path / "seconds.txt").read_text()) == after_two
