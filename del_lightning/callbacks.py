@@ -8,7 +8,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
+from rich import print as rprint
 from torch import Tensor
 
 from del_lightning.attacks import NearestNeighbour
@@ -17,6 +18,8 @@ from del_lightning.methods import Method, Release
 from del_lightning.metrics import clopper_pearson
 from del_lightning.modules.prompt import PromptTuning
 from del_lightning.seeding import stream
+
+_print_once = rank_zero_only(rprint)
 
 
 def _method_of(module: L.LightningModule) -> Method | None:
@@ -54,7 +57,7 @@ class PrivacyMonitor(L.Callback):
             "privacy/epsilon_sequence": columns.epsilon_sequence,
         }
         self.values = {name: float(value) for name, value in figures.items() if value is not None}
-        rank_zero_info(statement.summary())
+        _print_once(statement.summary())
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -185,7 +185,7 @@ class FrozenLLM(nn.Module):
         )
         inputs_embeds, attention_mask, _ = _pad_left(inputs_embeds, attention_mask, attention_mask)
         cuda = [self.device.index or 0] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), torch.no_grad(), _quiet():
+        with torch.random.fork_rng(devices=cuda), torch.no_grad(), quiet():
             torch.manual_seed(seed)
             tokens = cast(Any, self.model).generate(
                 inputs_embeds=inputs_embeds.to(self.dtype),
@@ -249,7 +249,7 @@ def _bytes(weight: Tensor) -> bytes:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' progress bars and notices while it loads or generates; errors still come through."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity(logging.ERROR)
@@ -308,7 +308,7 @@ def check_llm(config: ModelConfig) -> None:
 def _load_folder(folder: Path, config: ModelConfig) -> FrozenLLM:
     dtype = getattr(torch, config.dtype)
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
@@ -434,7 +434,7 @@ def _convert_gguf(source: Path, folder: Path) -> None:
     The loaded model is flagged as quantised and refuses to be saved, so its weights move into a plain one.
     """
     log.info("converting %s to safetensors, once", source.name)
-    with _quiet(), redirect_stderr(io.StringIO()):  # the GGUF reader has a progress bar of its own
+    with quiet(), redirect_stderr(io.StringIO()):  # the GGUF reader has a progress bar of its own
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         quantised = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         config = type(quantised.config).from_dict(

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from del_lightning import assets
 from del_lightning.errors import AssetError, ConfigError
+from del_lightning.llm import quiet
 
 POOLINGS = ("cls", "mean")
 
@@ -79,8 +80,9 @@ class SentenceEncoder(nn.Module):
         check_encoder(name)
         source = _source(name)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            model = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+            with quiet():
+                self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+                model = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise _unavailable(name, _line(error)) from error
         self.model: nn.Module = model.requires_grad_(False).eval()

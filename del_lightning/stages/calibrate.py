@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from rich import print as rprint
+from rich.progress import Progress
 from torch import Tensor
 
 from del_lightning.artifacts import Artifact, Outcome
@@ -55,17 +56,21 @@ def run(ws: Workspace) -> None:
 def _build(ws: Workspace, folder: Path) -> Outcome:
     tokens = ws.data.private_tokens("validation", ws.config.attack.tokens, ws.config.seed).to(ws.device)
     codec = codec_stage.load(ws)
-    curve = SuccessCurve(lambda mu: hits(ws, codec, mu, tokens))
-    found = [
-        calibrate(
-            curve,
-            target,
-            tolerance=ws.config.attack.tolerance,
-            mu_range=(ws.config.attack.mu_range[0], ws.config.attack.mu_range[1]),
-            iterations=ws.config.attack.iterations,
-        )
-        for target in ws.config.targets
-    ]
+    config = ws.config.attack
+    with Progress(transient=True) as progress:
+        # Both ends of the range once, then a bisection a target; points that targets share make it shorter.
+        task = progress.add_task("calibrating", total=2 + config.iterations * len(ws.config.targets))
+
+        def success(mu: float) -> Tensor:
+            progress.advance(task)
+            return hits(ws, codec, mu, tokens)
+
+        curve = SuccessCurve(success)
+        low, high = config.mu_range
+        found = [
+            calibrate(curve, target, tolerance=config.tolerance, mu_range=(low, high), iterations=config.iterations)
+            for target in ws.config.targets
+        ]
     return Outcome(details={"calibrations": [c.model_dump(mode="json") for c in found]})
 
 

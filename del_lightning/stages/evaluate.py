@@ -134,8 +134,12 @@ def _coherence(ws: Workspace, continuations: list[list[str]]) -> np.ndarray[Any,
 
 
 def _samples(ws: Workspace, continuations: list[str]) -> list[dict[str, str]]:
+    """The first prompts with as much of the reference as perplexity is measured on."""
     chosen = list(zip(ws.data.prompts(), continuations, strict=True))[: ws.config.evaluate.samples]
-    return [{"prompt": p.prompt, "reference": p.reference, "continuation": text} for p, text in chosen]
+    return [
+        {"prompt": p.prompt, "reference": str(ws.llm.tokenizer.decode(p.reference_ids)), "continuation": text}
+        for p, text in chosen
+    ]
 
 
 def _private_tokens(ws: Workspace) -> Tensor:

@@ -4,7 +4,7 @@ import time
 
 from rich.console import Console
 
-from del_lightning.stages import attack, codec, evaluate, prompt, report
+from del_lightning.stages import attack, calibrate, codec, evaluate, prompt, report
 from del_lightning.stages.settings import NEEDS_CODEC, settings
 from del_lightning.stages.workspace import Workspace
 
@@ -19,7 +19,9 @@ def run(ws: Workspace) -> None:
     if set(NEEDS_CODEC) & set(ws.config.methods):
         step("codec")
         codec.run(ws)
-    step("calibrate")
+    if "del" in ws.config.methods and ws.config.mechanism.mu is None:
+        step("calibrate")
+        calibrate.run(ws)
     found = settings(ws)
     for setting in found:
         step(f"soft prompt: {setting.label}")

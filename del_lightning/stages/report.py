@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from del_lightning.artifacts import Artifact, capture_environment
+from del_lightning.config import Config
 from del_lightning.metrics import information_retained
 from del_lightning.report import console_table, write_report
 from del_lightning.report.schema import (
@@ -56,6 +57,12 @@ def summary_metrics(board: Leaderboard) -> dict[str, float]:
     return summary
 
 
+def _shareable(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without folders of this machine, which nobody else needs to know."""
+    local = "local folder" if config["data"]["root"] is not None else None
+    return {**config, "out": Config.out, "data": {**config["data"], "root": local}}
+
+
 def _slug(title: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-") or "report"
 
@@ -77,7 +84,7 @@ def leaderboard(ws: Workspace, found: list[Setting]) -> Leaderboard:
         calibrations=_calibrations(ws, found),
         curves=list(_curves(ws, found)),
         notes=_notes(ws, found),
-        config=asdict(ws.config),
+        config=_shareable(asdict(ws.config)),
         environment=capture_environment(),
         wall_seconds=sum(artifact.result.wall_seconds for artifact in artifacts),
         generated=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -174,6 +181,4 @@ def _notes(ws: Workspace, found: list[Setting]) -> list[str]:
         f"{len(ws.config.evaluate.seeds)} noise seed(s); every part was trained once (seed {ws.config.seed}).",
         "Attack success counts every private token of the test prompts once; the interval is Clopper-Pearson.",
     ]
-    if ws.config.schedule:
-        notes.append(f"Schedule: {ws.config.schedule}.")
-    return notes + [c.note for c in _calibrations(ws, found) if c.note]
+    return notes + [c.note for c in _calibrations(ws, found) if not c.reached]

@@ -1,8 +1,10 @@
 """One way to run Lightning's Trainer for every trained part: checkpoints, resume, best validation, record."""
 
+import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,13 @@ class Fit:
     history: list[dict[str, float]]
     steps: int
     best_perplexity: float
+
+
+class _StepBar(RichProgressBar):
+    """Progress bar that counts steps: batches are drawn without end, so there are no epochs to name."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training step".ljust(len(self.validation_description))
 
 
 class _Stopwatch(L.Callback):
@@ -107,9 +116,7 @@ def fit(
         default_root_dir=folder,
     )
     resume = last.path if last.path.exists() else None
-    with warnings.catch_warnings():
-        # The frozen model is in evaluation mode on purpose.
-        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode", UserWarning)
+    with _without_advice():
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
@@ -117,10 +124,36 @@ def fit(
     return Fit(history.rows, trainer.global_step, float(best.best_model_score))
 
 
+EXPECTED = (
+    r"Found \d+ module\(s\) in eval mode",  # the frozen model, on purpose
+    r"The '\w+' does not have many workers",  # batches are tensors in memory
+    r"Checkpoint directory .* exists and is not empty",  # what a run resumes from
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6's own call
+)
+"""Warnings of Lightning that say nothing new about a run of ours."""
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep Lightning's hardware lines, tips and the warnings above out of the terminal."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in EXPECTED:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _optional_callbacks(config: TrainerConfig, patience: int | None) -> list[L.Callback]:
     callbacks: list[L.Callback] = []
     if patience is not None:
         callbacks.append(EarlyStopping(MONITOR, patience=patience))
     if config.progress_bar:
-        callbacks.append(RichProgressBar(leave=True))
+        callbacks.append(_StepBar(leave=True))
     return callbacks

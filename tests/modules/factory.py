@@ -12,7 +12,7 @@ from del_lightning.methods import DEL
 from del_lightning.prompt import SoftPrompt
 from del_lightning.split import SplitModel
 
-WORDS = "the a cat dog bird sat ran flew on under mat log house and".split()
+WORDS = ["the", "a", "cat", "dog", "bird", "sat", "ran", "flew", "on", "under", "mat", "log", "house", "and"]
 
 
 def sentences(seed: int, count: int) -> list[str]:

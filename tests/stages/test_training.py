@@ -1,5 +1,6 @@
 """A run that is killed anywhere and started again ends with the very numbers of a run that was not."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from del_lightning.callbacks import AttackMonitor, CommunicationMonitor, PrivacyMonitor
 from del_lightning.config import CodecConfig, PromptConfig, TrainerConfig
+from del_lightning.data import Batch
 from del_lightning.llm import FrozenLLM
 from del_lightning.modules import CodecTraining, PromptTuning
+from del_lightning.split import SplitModel
 from del_lightning.stages.training import Fit, fit
 from tests.modules.factory import data_for, split_for
 
@@ -60,18 +63,16 @@ class KillAt(L.Callback):
         self._kill(trainer, "end")
 
 
-class Overwrite(L.Callback):
-    """Replaces the prompt by a number before the validation of a step, to decide what is best."""
+class Scripted(PromptTuning):
+    """Validates to a given NLL at each step, and remembers the prompt that did."""
 
-    def __init__(self, values: dict[int, float]) -> None:
-        self.values, self.perplexities = values, dict[int, float]()
+    def __init__(self, split: SplitModel, config: PromptConfig, script: Callable[[int], float]) -> None:
+        super().__init__(split, config)
+        self.script, self.seen = script, dict[int, Tensor]()
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        with torch.no_grad():
-            pl_module.split.prompt.embeddings.fill_(self.values[trainer.global_step])
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.perplexities[trainer.global_step] = float(trainer.callback_metrics["val/perplexity"])
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.seen[self.global_step] = self.split.prompt.embeddings.detach().clone()
+        self.validation_nll += torch.tensor([self.script(self.global_step), 1.0])
 
 
 def train(
@@ -169,23 +170,28 @@ def test_accumulated_batches_resume_too(tiny_llm: Factory, tmp_path: Path, step:
 def test_early_stopping_stops_at_the_same_step_after_a_kill(tiny_llm: Factory, tmp_path: Path) -> None:
     config = replace(PROMPT, steps=40, validate_every=2, patience=2)
 
-    def spoil() -> Overwrite:
-        return Overwrite({step: float(step) for step in range(2, 41, 2)})
+    def run(name: str, *extra: L.Callback) -> Trained:
+        module = Scripted(split_for(tiny_llm()), config, lambda step: abs(step - 3))  # no better than at 2 and 4
+        (tmp_path / name).mkdir(exist_ok=True)
+        result = fit(module, data_for(module.split.llm), TRAINER, tmp_path / name, callbacks=extra)
+        return result, {"prompt": module.split.prompt.embeddings}
 
-    expected = train(tiny_llm(), tmp_path / "whole", config, extra=(spoil(),))
+    expected = run("whole")
     assert expected[0].steps == 6
-    for number, place in enumerate([(5, "before"), (6, "end")]):
+    for name, place in {"before": (5, "before"), "end": (6, "end")}.items():
         with pytest.raises(Killed):
-            train(tiny_llm(), tmp_path / f"cut{number}", config, extra=(spoil(), KillAt(*place)))
-        assert_equal(train(tiny_llm(), tmp_path / f"cut{number}", config, extra=(spoil(),)), expected)
+            run(name, KillAt(*place))
+        assert_equal(run(name), expected)
 
 
 @pytest.mark.parametrize("best", [4, 8, 12])
 def test_the_best_validation_is_kept(tiny_llm: Factory, tmp_path: Path, best: int) -> None:
-    spoil = Overwrite({step: 0.0 if step == best else 50.0 for step in (4, 8, 12)})
-    result, weights = train(tiny_llm(), tmp_path, extra=(spoil,))
-    assert torch.equal(weights["split.prompt.embeddings"], torch.zeros(3, 16))
-    assert min(spoil.perplexities.values()) == spoil.perplexities[best] == result.best_perplexity
+    module = Scripted(split_for(tiny_llm()), PROMPT, lambda step: 1.0 if step == best else 2.0)
+    result = fit(module, data_for(module.split.llm), TRAINER, tmp_path)
+    assert result.best_perplexity == pytest.approx(math.e)
+    assert result.steps == 12
+    assert torch.equal(module.split.prompt.embeddings, module.seen[best])
+    assert not torch.equal(module.seen[4], module.seen[8])
 
 
 def test_a_run_shorter_than_its_validation_interval_is_validated_at_its_end(tiny_llm: Factory, tmp_path: Path) -> None:
