@@ -222,17 +222,48 @@ def render_markdown(board: Leaderboard) -> str:
 
 
 def console_table(board: Leaderboard) -> Table:
-    """The leaderboard for a terminal: the columns that fit, intervals under the values."""
-    wanted = ("PPL", "R", "ASR", "μ a token", "Bits a token")
-    shown = [column for column in columns(board) if column.name in wanted or column.name.startswith("COH")]
-    table = Table(title=board.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("Method")
-    for column in shown:
-        lines = (column.name.partition("[")[0], *(column.small[:1] if column.name == "ASR" else ()))
-        table.add_column(Text("\n".join(lines)), justify="right")
+    """The leaderboard for a terminal of 80 columns: values only; the report has the intervals.
+
+    Of the privacy figures it shows epsilon of a whole prompt, the one that needs no company.
+    """
+    table = Table(
+        title=board.title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
+    )
+    attacks = words.attacks(board)
+    headings = ("PPL", "COH", "R", *map(_attack_heading, attacks), "ε of a\nprompt", "bits a\ntoken")
+    table.add_column("Front-end", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     for _, rows in words.groups(board):
         for row in rows:
-            cells = ["\n".join((cell.text, *cell.small[:2])) for cell in (column.cell(row) for column in shown)]
-            table.add_row(*(Text(text) for text in (words.row_name(row), *cells)))
+            estimates = [row.perplexity, row.coherence, row.retained, *(row.asr.get(name) for name in attacks)]
+            formats = [",.1f", ".2f", ".2f", *(".1%" for _ in attacks)]
+            cells = [_plain(estimate, style) for estimate, style in zip(estimates, formats, strict=True)]
+            epsilon = row.privacy.epsilon_sequence
+            cells += ["none" if epsilon is None else f"{epsilon:,.0f}", f"{row.communication.bits_per_token:,.0f}"]
+            label = "  + soft prompt" if row.soft_prompt else row.label
+            table.add_row(Text(label), *cells)
         table.add_section()
+    table.caption = f"{board.prompts} prompts; 95% intervals are in the report. ε: exact, δ = {_delta(board)}."
+    table.caption_justify = "left"
     return table
+
+
+def _plain(estimate: Estimate | None, style: str) -> str:
+    return words.MISSING if estimate is None else format(estimate.value, style)
+
+
+def _attack_heading(name: str) -> str:
+    short = "nearest" if "nearest" in name.lower() else name.partition("-")[0].partition(" ")[0]
+    return f"ASR\n{short}"
+
+
+def _delta(board: Leaderboard) -> str:
+    deltas = {row.privacy.delta for row in board.rows if row.privacy.delta is not None}
+    return ", ".join(words.setting(delta) for delta in sorted(deltas)) or words.MISSING
