@@ -264,12 +264,10 @@ class EvaluateConfig:
 
 @dataclass
 class TrainerConfig:
-    """Arguments of lightning's Trainer that a run may change."""
+    """How lightning's Trainer runs, on one device."""
 
     accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
+    """auto (CUDA where there is one), cuda or cpu."""
     accumulate_grad_batches: int = 1
     progress_bar: bool = True
     checkpoint_every: int = 25
@@ -279,7 +277,8 @@ class TrainerConfig:
     """Training steps between two measurements of the attack success rate; 0 turns them off."""
 
     def __post_init__(self) -> None:
-        for key in ("devices", "num_nodes", "accumulate_grad_batches", "checkpoint_every", "log_every"):
+        _one_of("trainer.accelerator", self.accelerator, ("auto", "cuda", "cpu"))
+        for key in ("accumulate_grad_batches", "checkpoint_every", "log_every"):
             _at_least(f"trainer.{key}", getattr(self, key), 1)
         _at_least("trainer.attack_every", self.attack_every, 0)
 

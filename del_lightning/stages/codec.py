@@ -43,7 +43,6 @@ def determined_by(ws: Workspace) -> dict[str, object]:
         "noise_bits": noise_bits,
         "data": ws.public.fingerprint,
         "seed": ws.config.seed,
-        "devices": ws.config.trainer.devices * ws.config.trainer.num_nodes,
         "accumulate": ws.config.trainer.accumulate_grad_batches,
     }
 

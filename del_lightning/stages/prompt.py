@@ -32,7 +32,6 @@ def ensure(ws: Workspace, setting: Setting) -> Artifact:
         "prompt": asdict(ws.config.prompt),
         "data": ws.data.fingerprint,
         "seed": ws.config.seed,
-        "devices": ws.config.trainer.devices * ws.config.trainer.num_nodes,
         "accumulate": ws.config.trainer.accumulate_grad_batches,
     }
     return ws.store.get("prompt", determined_by, lambda folder: _build(ws, setting, folder))

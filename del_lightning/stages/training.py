@@ -17,9 +17,21 @@ from del_lightning.artifacts import write_text
 from del_lightning.callbacks import History, at_step
 from del_lightning.config import TrainerConfig
 from del_lightning.data import Batch
+from del_lightning.errors import ConfigError
 from del_lightning.modules.base import FrozenBackboneModule
 
 MONITOR = "val/perplexity"
+
+
+def pick_device(config: TrainerConfig) -> torch.device:
+    """The device that training, evaluation and attacks share.
+
+    Raises:
+        ConfigError: CUDA is asked for and there is none.
+    """
+    if config.accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("`trainer.accelerator` must be auto or cpu on a machine without CUDA, got 'cuda'")
+    return torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -97,10 +109,8 @@ def fit(
     last = _LastCheckpoint(folder, config.checkpoint_every, validate_every)
     extra = _optional_callbacks(config, schedule.patience)
     trainer = L.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=config.strategy,
+        accelerator=pick_device(config).type,
+        devices=1,
         max_steps=schedule.steps,
         accumulate_grad_batches=config.accumulate_grad_batches,
         gradient_clip_val=schedule.gradient_clip,

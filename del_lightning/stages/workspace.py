@@ -16,6 +16,7 @@ from del_lightning.errors import ConfigError
 from del_lightning.llm import FrozenLLM, check_llm, load_llm
 from del_lightning.metrics.coherence import SentenceEncoder, check_encoder
 from del_lightning.split import SplitModel
+from del_lightning.stages.training import pick_device
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Workspace:
         Raises:
             DelError: A model, encoder, corpus or setting is missing or impossible.
         """
+        pick_device(self.config.trainer)
         check_llm(self.config.model)
         for corpus in {self.config.data.name, self.config.codec.corpus}:
             check_corpus(corpus, self.config.data.root)
@@ -71,10 +73,8 @@ class Workspace:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where evaluation and attacks run."""
-        wanted = self.config.trainer.accelerator
-        cuda = torch.cuda.is_available() and wanted in ("auto", "gpu", "cuda")
-        return torch.device("cuda" if cuda else "cpu")
+        """Where everything runs."""
+        return pick_device(self.config.trainer)
 
     @cached_property
     def llm(self) -> FrozenLLM:
