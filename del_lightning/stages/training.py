@@ -108,25 +108,25 @@ def fit(
     best = ModelCheckpoint(folder, filename="best", monitor=MONITOR, save_top_k=1, enable_version_counter=False)
     last = _LastCheckpoint(folder, config.checkpoint_every, validate_every)
     extra = _optional_callbacks(config, schedule.patience)
-    trainer = L.Trainer(
-        accelerator=pick_device(config).type,
-        devices=1,
-        max_steps=schedule.steps,
-        accumulate_grad_batches=config.accumulate_grad_batches,
-        gradient_clip_val=schedule.gradient_clip,
-        val_check_interval=validate_every * config.accumulate_grad_batches,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=config.log_every,
-        logger=logger,
-        callbacks=[*callbacks, history, _Stopwatch(folder), best, last, *extra],
-        enable_progress_bar=config.progress_bar,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-    )
-    resume = last.path if last.path.exists() else None
     with _without_advice():
+        trainer = L.Trainer(
+            accelerator=pick_device(config).type,
+            devices=1,
+            max_steps=schedule.steps,
+            accumulate_grad_batches=config.accumulate_grad_batches,
+            gradient_clip_val=schedule.gradient_clip,
+            val_check_interval=validate_every * config.accumulate_grad_batches,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=config.log_every,
+            logger=logger,
+            callbacks=[*callbacks, history, _Stopwatch(folder), best, last, *extra],
+            enable_progress_bar=config.progress_bar,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+        )
+        resume = last.path if last.path.exists() else None
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
