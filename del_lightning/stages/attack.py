@@ -13,8 +13,9 @@ from del_lightning.attacks import Attack, BayesOptimal, NearestNeighbour, log_pr
 from del_lightning.metrics import AttackSuccessRate
 from del_lightning.report.schema import Estimate
 from del_lightning.split import SplitModel
-from del_lightning.stages.settings import build_method, method_key, settings
-from del_lightning.stages.workspace import Setting, Workspace
+from del_lightning.stages.setting import Setting, build_method, method_key
+from del_lightning.stages.settings import settings
+from del_lightning.stages.workspace import Workspace
 
 
 def ensure(ws: Workspace, setting: Setting) -> Artifact:

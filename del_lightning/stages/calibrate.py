@@ -18,8 +18,8 @@ from del_lightning.codec import LinearCodec
 from del_lightning.report.schema import Calibration
 from del_lightning.seeding import stream
 from del_lightning.stages import codec as codec_stage
-from del_lightning.stages.settings import build_method
-from del_lightning.stages.workspace import Setting, Workspace
+from del_lightning.stages.setting import Setting, build_method
+from del_lightning.stages.workspace import Workspace
 
 
 def ensure(ws: Workspace) -> Artifact:

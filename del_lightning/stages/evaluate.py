@@ -16,8 +16,9 @@ from del_lightning.artifacts import Artifact, Outcome, write_json
 from del_lightning.metrics import Coherence, ConditionalPerplexity, NextTokenAgreement, bootstrap_mean, bootstrap_ratio
 from del_lightning.split import SplitModel, example_of_target, targets
 from del_lightning.stages import prompt as prompt_stage
-from del_lightning.stages.settings import build_method, method_key, settings
-from del_lightning.stages.workspace import Setting, Workspace
+from del_lightning.stages.setting import Setting, build_method, method_key
+from del_lightning.stages.settings import settings
+from del_lightning.stages.workspace import Workspace
 
 PER_PROMPT = "per_prompt.json"
 SAMPLES = "samples.json"

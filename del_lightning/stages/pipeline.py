@@ -5,7 +5,8 @@ import time
 from rich.console import Console
 
 from del_lightning.stages import attack, calibrate, codec, evaluate, prompt, report
-from del_lightning.stages.settings import NEEDS_CODEC, settings
+from del_lightning.stages.setting import NEEDS_CODEC
+from del_lightning.stages.settings import settings
 from del_lightning.stages.workspace import Workspace
 
 

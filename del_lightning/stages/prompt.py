@@ -19,9 +19,10 @@ from del_lightning.prompt import SoftPrompt
 from del_lightning.report.schema import Estimate
 from del_lightning.split import SplitModel
 from del_lightning.stages import codec as codec_stage
-from del_lightning.stages.settings import build_method, method_key, settings
+from del_lightning.stages.setting import Setting, build_method, method_key
+from del_lightning.stages.settings import settings
 from del_lightning.stages.training import fit
-from del_lightning.stages.workspace import Setting, Workspace
+from del_lightning.stages.workspace import Workspace
 
 
 def ensure(ws: Workspace, setting: Setting) -> Artifact:

@@ -24,8 +24,9 @@ from del_lightning.report.schema import (
     TrainingCurve,
 )
 from del_lightning.stages import attack, calibrate, codec, evaluate, prompt
-from del_lightning.stages.settings import NEEDS_CODEC, build_method, settings
-from del_lightning.stages.workspace import Setting, Workspace
+from del_lightning.stages.setting import NEEDS_CODEC, Setting, build_method
+from del_lightning.stages.settings import settings
+from del_lightning.stages.workspace import Workspace
 
 CONTROLS = ("clean", "mean", "projection")
 

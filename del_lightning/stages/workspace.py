@@ -1,6 +1,6 @@
 """What the stages of one run share: configuration, store, and the loaded model and data."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -17,36 +17,6 @@ from del_lightning.llm import FrozenLLM, check_llm, load_llm
 from del_lightning.metrics.coherence import SentenceEncoder, check_encoder
 from del_lightning.split import SplitModel
 from del_lightning.stages.training import pick_device
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One front-end of the leaderboard at one privacy level.
-
-    Attributes:
-        method: clean, mean, projection or del.
-        mu: GDP parameter a token of DEL, else None.
-        target: ASR that mu was calibrated to, if it was.
-    """
-
-    method: str
-    mu: float | None = None
-    target: float | None = None
-
-    @property
-    def label(self) -> str:
-        """What tables print."""
-        names = {"clean": "Clean prompt", "mean": "Mean embedding", "projection": "Projection, no noise"}
-        if self.method in names:
-            return names[self.method]
-        return f"DEL, ASR {self.target:g}" if self.target is not None else f"DEL, mu {self.mu:g}"
-
-    @property
-    def slug(self) -> str:
-        """Word for file and metric names."""
-        if self.mu is None:
-            return self.method
-        return f"{self.method}-asr{self.target:g}" if self.target is not None else f"{self.method}-mu{self.mu:g}"
 
 
 class Workspace:
