@@ -5,14 +5,14 @@ import re
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from del_lightning.config import SCHEMAS, Config, register_schemas
+from del_lightning.config import Config, register_schemas
 from del_lightning.errors import DelError
 
 USER_ERROR = 2
@@ -76,20 +76,22 @@ def explain(error: BaseException) -> str:
     cause = " ".join(str(error.__cause__).split()) if error.__cause__ else ""
     if unknown := re.search(r"Key '(\S+)' (?:is )?not in '(\w+)'", f"{text} {cause}"):
         return _unknown_key(unknown[1], unknown[2])
-    if group := re.search(
-        r"Could not find '(\w+)/(\S+?)'.*?Available options in '\w+': (.*?)(?: Config search path|$)", text
-    ):
-        options = ", ".join(option for option in group[3].split() if option != "schema")
+    if group := re.search(r"Could not find '(\w+)/(\S+?)'", text):
+        folder = config_folder() / group[1]
+        options = ", ".join(sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")))
         return f"`{group[1]}={group[2]}` is unknown; choose one of: {options}"
     message = cause if cause and text.startswith("Error merging override") else text
     return re.sub(r" full_key: (\S+).*", r" (at `\1`)", message)
 
 
 def _unknown_key(key: str, schema: str) -> str:
-    known: dict[str, tuple[str, Any]] = {kind.__name__: (f"{group}.", kind) for group, kind in SCHEMAS.items()}
-    known[Config.__name__] = ("", Config)
-    prefix, kind = known.get(schema, ("", None))
-    names = ", ".join(field.name for field in fields(kind)) if is_dataclass(kind) else "see --help"
+    known: dict[str, tuple[str, Any]] = {
+        kind.__name__: (f"{group}.", kind)
+        for group, kind in get_type_hints(Config).items()
+        if isinstance(kind, type) and is_dataclass(kind)
+    }
+    prefix, kind = known.get(schema, ("", Config))
+    names = ", ".join(field.name for field in fields(kind))
     return f"`{prefix}{key}` is not a setting; valid ones under `{prefix.rstrip('.') or 'the top level'}`: {names}"
 
 

@@ -215,7 +215,7 @@ class AttackConfig:
     """Random private tokens that calibration attacks."""
     tolerance: float = 0.01
     """Calibration keeps the upper confidence limit of the ASR under target + tolerance."""
-    iterations: int = 16
+    iterations: int = 10
     """Bisection steps of the calibration."""
     mu_range: list[float] = field(default_factory=lambda: [0.1, 1000.0])
     """Interval of mu in which calibration searches."""
