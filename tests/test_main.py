@@ -1,0 +1,202 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from del_lightning.__main__ import USER_ERROR, main
+from del_lightning.assets import packaged_path
+from del_lightning.errors import AssetError, DataError
+from del_lightning.stages.workspace import Workspace
+
+ROOT = Path(__file__).parents[1]
+Run = Callable[..., tuple[int, str, str]]
+STAGES = ("codec", "calibrate", "prompt", "attack", "evaluate", "report", "pipeline")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process and an empty folder; returns exit code, output and error output."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HYDRA_FULL_ERROR", "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "")  # main() sets them; monkeypatch puts them back
+        monkeypatch.delenv(name)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["del-lightning", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+WRONG = {
+    "mechanism.bits=9": "`mechanism.bits` must be between 1 and 8, got 9",
+    "mechanism.bit=4": "`mechanism.bit` is not a setting; valid ones under `mechanism`: bits, mu, l2_clip",
+    "mechanism.bits=abc": "'abc' of type 'str' could not be converted to Integer (at `mechanism.bits`)",
+    "mechanism.mu=-1": "`mechanism.mu` must be a positive number, got -1.0",
+    "model=nope": "`model=nope` is unknown; choose one of: hub, qwen2_5_7b, smollm2",
+    "stage=train": "choose one of: attack, calibrate, codec, evaluate, pipeline, prompt, report",
+    "experiment=nope": "one of: cpu/ptb, cpu/wikitext2, paper/cnn_dailymail, paper/ptb, paper/wikitext2, quickstart",
+    "experiment=cpu/nope": "`experiment=cpu/nope` is unknown",
+    "evaluate.seed=1": "`evaluate.seed` is not a setting; valid ones under `evaluate`: encoder, pooling, seeds,",
+    "nope=1": "`nope` is not a setting; valid ones under `the top level`: title, schedule, seed,",
+    "data.split_ratio=0.5": "(at `data.split_ratio`)",
+    "methods=[gaussian]": "`methods` must be one of clean, mean, projection, del, got 'gaussian'",
+    "mechanism.bits": "missing EQUAL",
+    "model.name=./nope": "`model.name` must be an existing folder, got './nope'",
+}
+
+WRONG_BEHIND_A_GOOD_MODEL = {
+    "data.root=nope": "`data.root` must be an existing folder, got 'nope'",
+    "codec.corpus=lee evaluate.encoder=./nope": "`evaluate.encoder` must be a packaged asset, a folder or a hub id",
+    "codec.corpus=lee targets=[]": "`targets` must hold a success rate when `mechanism.mu` is null, got []",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(
+    run: Run, tmp_path: Path, arguments: str, offline_hub: None
+) -> None:
+    assert_one_line(run(*arguments.split()), WRONG[arguments])
+    assert list(tmp_path.iterdir()) == []  # before any work
+
+
+@pytest.mark.parametrize("arguments", WRONG_BEHIND_A_GOOD_MODEL)
+def test_so_is_what_only_a_look_at_the_assets_shows(
+    run: Run, tmp_path: Path, arguments: str, offline_hub: None, packaged: None
+) -> None:
+    assert_one_line(run(*arguments.split()), WRONG_BEHIND_A_GOOD_MODEL[arguments])
+    assert list(tmp_path.iterdir()) == []
+
+
+def assert_one_line(done: tuple[int, str, str], expected: str) -> None:
+    code, output, error = done
+    assert code == USER_ERROR
+    assert output == ""
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert error.endswith("\n")
+    assert expected in error
+
+
+@pytest.fixture
+def packaged() -> None:
+    """The assets that a default run needs."""
+    for name in ("smollm2-135m-instruct", "all-minilm-l6-v2", "lee.cor"):
+        try:
+            packaged_path(name)
+        except AssetError as error:
+            pytest.skip(str(error))
+
+
+@pytest.fixture
+def offline_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may wait for a network."""
+    monkeypatch.setattr("del_lightning.assets.hub_problem", lambda: "the hub cannot be reached")
+    monkeypatch.setattr("del_lightning.llm._hub_files", lambda config: None)
+
+
+def test_a_good_command_line_reaches_its_stage(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packaged: None
+) -> None:
+    seen: list[Workspace] = []
+    monkeypatch.setattr("del_lightning.stages.codec.run", seen.append)
+    code, _, error = run("stage=codec", "experiment=quickstart", "mechanism.bits=3", "out=elsewhere")
+    assert (code, error) == (0, "")
+    (workspace,) = seen
+    assert workspace.config.mechanism.bits == 3
+    assert workspace.config.title == "DEL quick start"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_in_the_middle_of_a_stage_is_one_line_too(
+    run: Run, monkeypatch: pytest.MonkeyPatch, packaged: None
+) -> None:
+    def fail(workspace: Workspace) -> None:
+        raise DataError("`data.name` 'lee' ran out of text")
+
+    monkeypatch.setattr("del_lightning.stages.codec.run", fail)
+    assert run("stage=codec", "experiment=quickstart") == (2, "", "error: `data.name` 'lee' ran out of text\n")
+
+
+def test_a_defect_of_ours_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch, packaged: None) -> None:
+    def fail(workspace: Workspace) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("del_lightning.stages.codec.run", fail)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        run("stage=codec", "experiment=quickstart")
+
+
+def test_help_shows_stages_groups_and_settings(run: Run) -> None:
+    code, output, error = run("--help")
+    assert (code, error) == (0, "")
+    for stage in STAGES:
+        assert f"\n    {stage} " in output or f"\n          {stage} " in output
+    assert "python -m del_lightning experiment=quickstart" in output
+    assert "experiment/paper: cnn_dailymail, ptb, wikitext2" in output
+    assert "bits: 4" in output
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"}
+    return subprocess.run(
+        [sys.executable, "-m", "del_lightning", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("mechanism.bits=9", "`mechanism.bits` must be between 1 and 8, got 9"),
+        ("mechanism.bit=4", "`mechanism.bit` is not a setting"),
+        ("model=nope", "`model=nope` is unknown"),
+        ("data=wikitext2 data.root=nope", "`data.root` must be an existing folder, got 'nope'"),
+    ],
+)
+def test_the_same_from_a_shell(tmp_path: Path, arguments: str, expected: str) -> None:
+    done = command(*arguments.split(), cwd=tmp_path)
+    assert done.returncode == USER_ERROR
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert expected in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_unreachable_hub_is_one_line_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: refused at once
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    (tmp_path / "here").mkdir()
+    done = command("model.name=org/none", cwd=tmp_path / "here")
+    assert done.returncode == USER_ERROR
+    assert done.stderr.count("\n") == 1
+    assert "`model.name` 'org/none'" in done.stderr
+    assert "cannot be reached" in done.stderr
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_help_from_a_shell_needs_no_torch(tmp_path: Path) -> None:
+    code = "import sys; from del_lightning.__main__ import main; sys.argv = ['x', '--help']\n"
+    code += "try:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Stages (each builds what it needs" in done.stdout
+    assert done.stderr == "False\n"
