@@ -111,6 +111,17 @@ class ArtifactStore:
     ) -> None:
         partial = folder.with_suffix(".partial")
         partial.mkdir(exist_ok=True)
+        # The record comes last: where it is, a kill hit what follows here, and the build itself is complete.
+        if not (partial / "result.json").exists():
+            self._record(stage, key, determined_by, partial, build)
+        for pattern in SCRATCH:
+            for file in partial.glob(pattern):
+                file.unlink()
+        partial.replace(folder)
+
+    def _record(
+        self, stage: str, key: str, determined_by: Mapping[str, Any], partial: Path, build: Callable[[Path], Outcome]
+    ) -> None:
         started, clock = datetime.now(UTC), time.perf_counter()
         outcome = build(partial)
         result = StageResult(
@@ -127,10 +138,6 @@ class ArtifactStore:
         )
         write_text(partial / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
         write_json(partial / "result.json", result)
-        for pattern in SCRATCH:
-            for file in partial.glob(pattern):
-                file.unlink()
-        partial.replace(folder)
 
 
 def read_result(folder: Path) -> StageResult:

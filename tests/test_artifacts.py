@@ -112,6 +112,20 @@ def test_a_failed_build_leaves_nothing_finished_and_its_files_to_the_next_attemp
     assert [path.name for path in (tmp_path / "prompt").iterdir() if path.is_dir()] == [folder.name]
 
 
+@pytest.mark.parametrize("left", [["last.ckpt", "best.ckpt", "seconds.txt"], ["last.ckpt"], []])
+def test_a_kill_between_the_record_and_the_rename_costs_nothing(tmp_path: Path, left: list[str]) -> None:
+    folder = store(tmp_path).get("prompt", DETERMINED_BY, nothing).folder
+    folder.rename(folder.with_suffix(".partial"))
+    for name in left:
+        (folder.with_suffix(".partial") / name).touch()
+
+    def never(folder: Path) -> Outcome:
+        raise AssertionError("built again")
+
+    assert store(tmp_path).get("prompt", DETERMINED_BY, never).folder == folder
+    assert {file.name for file in folder.iterdir()} == {"result.json", "config.yaml"}
+
+
 def test_time_of_interrupted_attempts_is_added(tmp_path: Path) -> None:
     def build(folder: Path) -> Outcome:
         (folder / "seconds.txt").write_text("120.5\n")

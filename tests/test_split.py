@@ -45,7 +45,7 @@ def method_for(llm: FrozenLLM, name: str) -> Method:
         case "clean":
             return Clean(table)
         case "mean":
-            return MeanEmbedding(table, torch.ones(len(table)))
+            return MeanEmbedding(table)
         case "projection":
             return Projection(table, codec_for(llm))
         case _:

@@ -51,7 +51,7 @@ def build_method(ws: Workspace, setting: Setting, codec: LinearCodec | None = No
         case "clean", _:
             method: Method = Clean(table)
         case "mean", _:
-            method = MeanEmbedding(table, ws.frequencies)
+            method = MeanEmbedding(table)
         case "projection", LinearCodec():
             method = Projection(table, codec)
         case "del", LinearCodec():
@@ -67,7 +67,7 @@ def method_key(ws: Workspace, setting: Setting) -> dict[str, Any]:
     """A front-end's part of an artefact's key. The target is left out: equal mu is the same mechanism."""
     key: dict[str, Any] = {"name": setting.method}
     if setting.method == "mean":
-        key["frequencies"] = ws.public.fingerprint
+        key["over"] = "vocabulary"
     if setting.method in NEEDS_CODEC:
         key["codec"] = codec_stage.ensure(ws).key
     if setting.method == "del":

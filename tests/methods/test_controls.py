@@ -57,16 +57,15 @@ def test_bayes_reads_every_clean_token(table: Tensor) -> None:
     assert torch.equal(guess[:, 0], IDS.flatten())
 
 
-def test_mean_weighs_tokens_by_frequency(table: Tensor) -> None:
-    counts = torch.randint(1, 99, (VOCABULARY,), generator=torch.Generator().manual_seed(1))
-    method = MeanEmbedding(table, counts)
+def test_mean_stands_at_every_position(table: Tensor) -> None:
+    method = MeanEmbedding(table)
     restored = method.restore(method.release(IDS))
-    expected = (table.double() * counts[:, None]).sum(0) / counts.sum()
+    expected = table.double().sum(0) / VOCABULARY
     torch.testing.assert_close(restored, expected.float().expand(2, 5, -1), atol=1e-6, rtol=1e-5)
 
 
 def test_mean_sends_the_length_and_nothing_else(table: Tensor) -> None:
-    method = MeanEmbedding(table, torch.ones(VOCABULARY))
+    method = MeanEmbedding(table)
     one, other = method.release(IDS), method.release(IDS.flip(0, 1))
     assert one.payload.numel() == 0
     assert one.payload.shape == other.payload.shape == (2, 5, 0)
@@ -74,7 +73,7 @@ def test_mean_sends_the_length_and_nothing_else(table: Tensor) -> None:
 
 
 def test_every_token_is_equally_compatible_with_nothing(table: Tensor) -> None:
-    method = MeanEmbedding(table, torch.ones(VOCABULARY))
+    method = MeanEmbedding(table)
     counts = torch.ones(VOCABULARY)
     counts[7] = 5
     likelihood = method.log_likelihood(method.release(IDS))
@@ -84,7 +83,7 @@ def test_every_token_is_equally_compatible_with_nothing(table: Tensor) -> None:
 
 
 def test_mean_is_perfectly_private(table: Tensor) -> None:
-    statement = MeanEmbedding(table, torch.ones(VOCABULARY)).statement(5, delta=1e-6)
+    statement = MeanEmbedding(table).statement(5, delta=1e-6)
     assert (statement.epsilon_token, statement.epsilon_sequence, statement.mu_token) == (0.0, 0.0, 0.0)
     assert statement.sequence_tokens == 5
 
@@ -140,5 +139,5 @@ def test_release_keeps_masked_rows_in_order() -> None:
 
 def test_only_what_is_learned_is_saved(table: Tensor, codec: LinearCodec) -> None:
     assert Clean(table).state_dict() == {}
-    assert MeanEmbedding(table, torch.ones(VOCABULARY)).state_dict() == {}
+    assert MeanEmbedding(table).state_dict() == {}
     assert set(Projection(table, codec).state_dict()) == {"codec.bound", "codec.encoder.weight", "codec.decoder.weight"}

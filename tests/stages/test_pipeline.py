@@ -1,0 +1,340 @@
+"""The whole way from text to report on a random Llama of two layers, in seconds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from del_lightning.assets import packaged_path
+from del_lightning.config import (
+    AttackConfig,
+    CodecConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    LoggerConfig,
+    MechanismConfig,
+    ModelConfig,
+    PromptConfig,
+    TrainerConfig,
+)
+from del_lightning.data import load_corpus
+from del_lightning.errors import AssetError
+from del_lightning.llm import FrozenLLM
+from del_lightning.report.schema import Leaderboard
+from del_lightning.split import SplitModel
+from del_lightning.stages import pipeline
+from del_lightning.stages.setting import Setting
+from del_lightning.stages.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
+TITLE = "Small pipeline"
+pytestmark = pytest.mark.slow
+
+
+def need(*assets: str) -> None:
+    for name in assets:
+        try:
+            packaged_path(name)
+        except AssetError as error:
+            pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _assets() -> None:
+    need("lee.cor", "lee_background.cor")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEL_LIGHTNING_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def teach(llm: FrozenLLM, texts: list[str]) -> None:
+    """A hundred steps on real text: a model that gains nothing from its prompt would have no information to retain."""
+    ids = torch.tensor(llm.tokenizer("\n".join(texts))["input_ids"])
+    optimizer = torch.optim.AdamW(llm.model.requires_grad_(True).parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        starts = torch.randint(len(ids) - 32, (16, 1), generator=generator)
+        rows = ids[starts + torch.arange(32)]
+        optimizer.zero_grad()
+        llm.model(input_ids=rows, labels=rows).loss.backward()
+        optimizer.step()
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llm: Callable[..., FrozenLLM], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a Llama of two layers and its tokenizer."""
+    llm, folder = tiny_llm(hidden=32), tmp_path_factory.mktemp("model") / "tiny-llama"
+    teach(llm, load_corpus("lee").documents("train"))
+    llm.model.save_pretrained(folder)
+    llm.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a random sentence encoder: the packaged one takes most of a minute for the long references."""
+    folder = tmp_path_factory.mktemp("encoder") / "tiny-bert"
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=300, max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def config_for(model: Path, encoder: Path, out: Path) -> Config:
+    return Config(
+        title=TITLE,
+        out=str(out),
+        targets=[0.1, 0.4],
+        model=ModelConfig(name=str(model)),
+        data=DataConfig(
+            min_words=30,
+            prompt_words=8,
+            max_prompts=6,
+            reference_tokens=10,
+            train_tokens=24,
+            split_ratio=[0.4, 0.7],
+            validation_blocks=4,
+            eval_batch_size=4,
+        ),
+        codec=CodecConfig(
+            corpus="lee", dim=4, steps=4, batch_size=2, sequence_tokens=24, warmup_steps=1, validate_every=2
+        ),
+        mechanism=MechanismConfig(bits=3),
+        prompt=PromptConfig(virtual_tokens=3, steps=4, batch_size=2, learning_rate=0.05, validate_every=2),
+        attack=AttackConfig(tokens=200, tolerance=0.1, iterations=4, mu_range=[0.5, 500.0]),
+        evaluate=EvaluateConfig(
+            encoder=str(encoder), max_new_tokens=6, generation_batch_size=4, seeds=[0, 1], samples=2
+        ),
+        trainer=TrainerConfig(accelerator="cpu", progress_bar=False, checkpoint_every=1, log_every=1, attack_every=2),
+        logger=LoggerConfig(kind="none"),
+    )
+
+
+def records(out: Path) -> dict[Path, int]:
+    """Every finished artefact's record and when it was written."""
+    paths = [path for path in out.glob("*/*/result.json") if path.parent.suffix != ".partial"]
+    return {path.relative_to(out): path.stat().st_mtime_ns for path in paths}
+
+
+def board_of(out: Path) -> Leaderboard:
+    return Leaderboard.model_validate_json((out / "report" / "small-pipeline" / "leaderboard.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a pipeline that ran to its end."""
+    out = tmp_path_factory.mktemp("finished")
+    pipeline.run(Workspace(config_for(model, encoder, out)))
+    return out
+
+
+LABELS = ["Clean prompt", "Mean embedding", "Projection, no noise", "DEL, ASR 0.1", "DEL, ASR 0.4"]
+
+
+def test_leaderboard_holds_every_row_with_and_without_its_soft_prompt(finished: Path) -> None:
+    board = board_of(finished)
+    assert [(row.label, row.soft_prompt) for row in board.rows] == [
+        (label, soft_prompt) for label in LABELS for soft_prompt in (False, True)
+    ]
+    assert board.prompts == 6
+    for row in board.rows:
+        for estimate in (row.perplexity, row.coherence, row.agreement):
+            assert estimate.low <= estimate.value <= estimate.high
+            assert estimate.n == 6
+        assert set(row.asr) == {"nearest neighbour (cosine)", "Bayes-optimal"}
+        assert (row.virtual_tokens, row.prompt_steps) == ((3, 4) if row.soft_prompt else (None, None))
+        assert (row.retained is not None) == row.soft_prompt
+
+
+def test_controls_come_out_as_they_must(finished: Path) -> None:
+    rows = {(row.label, row.soft_prompt): row for row in board_of(finished).rows}
+    clean, mean = rows["Clean prompt", True], rows["Mean embedding", True]
+    assert rows["Clean prompt", False].agreement.value == 1.0
+    assert clean.asr["Bayes-optimal"].value == 1.0
+    assert clean.asr["nearest neighbour (cosine)"].value == 1.0
+    assert mean.asr["Bayes-optimal"].value < 0.3
+    assert (clean.retained.value, mean.retained.value) == (pytest.approx(1.0), pytest.approx(0.0))
+    assert (mean.communication.bits_per_token, mean.privacy.epsilon_sequence) == (0.0, 0.0)
+    assert clean.communication.bits_per_token == 9  # 300 tokens
+    assert rows["Projection, no noise", False].communication.bits_per_token == 4 * 32
+    assert rows["DEL, ASR 0.1", False].communication.bits_per_token == 4 * 3
+    assert clean.privacy.epsilon_token is None
+
+
+def test_more_noise_buys_less_success(finished: Path) -> None:
+    board = board_of(finished)
+    low, high = board.calibrations
+    assert [low.target, high.target] == [0.1, 0.4]
+    assert low.reached
+    assert low.mu < high.mu
+    for calibration in (low, high):
+        assert calibration.asr.value <= calibration.target
+        assert calibration.asr.n == 200
+    strict, loose = (next(row for row in board.rows if row.target == target) for target in (0.1, 0.4))
+    assert strict.privacy.mu_token == low.mu
+    assert strict.privacy.epsilon_token < loose.privacy.epsilon_token < loose.privacy.epsilon_sequence
+    assert strict.asr["Bayes-optimal"].value <= loose.asr["Bayes-optimal"].value
+
+
+def test_report_is_written_and_shows_the_samples(finished: Path) -> None:
+    folder = finished / "report" / "small-pipeline"
+    pages = {file.suffix for file in folder.iterdir()}
+    assert {".html", ".md", ".json"} <= pages
+    page = next(folder.glob("*.html")).read_text()
+    assert TITLE in page
+    samples = json.loads(next((finished / "evaluate").glob("*/samples.json")).read_text())
+    assert len(samples) == 2
+    assert samples[0]["prompt"].split()[0] in page
+
+
+def test_every_artefact_is_finished_and_clean(finished: Path) -> None:
+    counts = {stage: len(list((finished / stage).glob("*/result.json"))) for stage in ("codec", "calibrate", "prompt")}
+    assert counts == {"codec": 1, "calibrate": 1, "prompt": 5}
+    assert len(list((finished / "attack").glob("*/result.json"))) == 5
+    assert len(list((finished / "evaluate").glob("*/result.json"))) == 10
+    assert list(finished.rglob("*.partial")) == []
+    assert list(finished.rglob("*.ckpt")) == []
+
+
+def test_a_second_run_builds_nothing(finished: Path, model: Path, encoder: Path) -> None:
+    before = records(finished)
+    pipeline.run(Workspace(config_for(model, encoder, finished)))
+    assert records(finished) == before
+    assert len(before) == 22
+
+
+def test_a_changed_setting_rebuilds_what_depends_on_it_and_nothing_else(
+    finished: Path, model: Path, encoder: Path
+) -> None:
+    before = records(finished)
+    config = config_for(model, encoder, finished)
+    config = replace(config, methods=["clean"], title="Other", evaluate=replace(config.evaluate, top_p=0.5))
+    pipeline.run(Workspace(config))
+    new = {str(path.parts[0]): path for path in records(finished).keys() - before.keys()}
+    assert set(new) == {"evaluate"}
+    assert {path: time for path, time in records(finished).items() if path in before} == before
+
+
+def test_trained_prompts_load_as_a_split_model(finished: Path, model: Path, encoder: Path) -> None:
+    workspace = Workspace(config_for(model, encoder, finished))
+    loaded = []
+    for folder in (finished / "prompt").iterdir():
+        if folder.is_dir() and (folder / "codec.safetensors").exists():
+            loaded.append(SplitModel.from_artifacts(folder, workspace.llm))
+    assert sorted(split.method.mu for split in loaded) == sorted(c.mu for c in board_of(finished).calibrations)
+    assert all(split.prompt.virtual_tokens == 3 for split in loaded)
+
+
+def test_a_fixed_mu_needs_no_calibration(model: Path, encoder: Path, tmp_path: Path) -> None:
+    config = config_for(model, encoder, tmp_path)
+    config = replace(
+        config, methods=["del"], mechanism=MechanismConfig(bits=2, mu=7.5), codec=replace(config.codec, steps=0)
+    )
+    pipeline.run(Workspace(config))
+    assert not (tmp_path / "calibrate").exists()
+    rows = board_of(tmp_path).rows
+    assert [(row.label, row.privacy.mu_token, row.target) for row in rows] == [("DEL, mu 7.5", 7.5, None)] * 2
+    assert rows[1].retained is None  # there is nothing to measure it against
+
+
+def test_packaged_sentence_encoder_measures_coherence(model: Path, encoder: Path, tmp_path: Path) -> None:
+    need("all-minilm-l6-v2")
+    config = config_for(model, encoder, tmp_path)
+    evaluation = replace(config.evaluate, encoder="all-minilm-l6-v2", seeds=[0])
+    config = replace(config, methods=["clean"], evaluate=evaluation, data=replace(config.data, max_prompts=2))
+    pipeline.run(Workspace(config))
+    board = board_of(tmp_path)
+    assert board.encoder == "all-minilm-l6-v2"
+    assert all(-1 <= row.coherence.value <= 1 for row in board.rows)
+
+
+def test_wandb_gets_curves_and_the_leaderboard(
+    model: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = config_for(model, encoder, tmp_path)
+    logger = LoggerConfig(kind="wandb", mode="offline")
+    workspace = Workspace(replace(config, methods=["clean"], logger=logger))
+    pipeline.run(workspace)
+    summary = dict(workspace.wandb_run.summary)
+    workspace.wandb_run.finish()
+    assert summary["prompt-clean-val/perplexity"] > 1
+    assert summary["leaderboard/clean/soft_prompt/perplexity"] == board_of(tmp_path).rows[1].perplexity.value
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def command_line(config: Config) -> list[str]:
+    """The same configuration from a shell."""
+
+    def values(prefix: str, settings: object) -> list[str]:
+        return [f"{prefix}.{key}={json.dumps(value)}" for key, value in vars(settings).items() if value is not None]
+
+    groups = ("data", "codec", "mechanism", "prompt", "attack", "evaluate", "trainer", "logger")
+    overrides = [override for group in groups for override in values(group, getattr(config, group))]
+    overrides = [override for override in overrides if "text=" not in override and ".prefix=" not in override]
+    overrides += [f"title={config.title}", f"out={config.out}", f"targets={config.targets}"]
+    overrides += [f"model.name={config.model.name}", "model.dtype=float32"]
+    return [sys.executable, "-m", "del_lightning", "stage=pipeline", *overrides]
+
+
+def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 60
+    while not reached():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_pipeline_killed_in_training_goes_on_where_it_was(
+    finished: Path, model: Path, encoder: Path, tmp_path: Path
+) -> None:
+    config = config_for(model, encoder, tmp_path / "out")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command_line(config), cwd=tmp_path, env=environment, stdout=log, stderr=log)
+    # The first soft prompt is done, the second in the middle of its training.
+    prompts = tmp_path / "out" / "prompt"
+
+    def second_prompt_trains() -> bool:
+        finished = [path for path in records(tmp_path / "out") if path.parts[0] == "prompt"]
+        return len(finished) == 1 and any(prompts.glob("*.partial/last.ckpt"))
+
+    kill_when(process, second_prompt_trains)
+    (unfinished,) = prompts.glob("*.partial")
+    before = records(tmp_path / "out")
+    assert {path.parts[0] for path in before} == {"codec", "calibrate", "prompt"}
+
+    pipeline.run(Workspace(config))
+    after = records(tmp_path / "out")
+    assert {path: time for path, time in after.items() if path in before} == before
+    assert (unfinished.with_suffix("") / "result.json").exists()
+    assert not unfinished.exists()
+    # Same keys and same numbers as the run that nothing disturbed.
+    assert after.keys() <= records(finished).keys()
+    assert len(after) == 22
+    killed, whole = board_of(tmp_path / "out"), board_of(finished)
+    assert killed.rows == whole.rows
+    assert killed.curves == whole.curves
+
+
+def test_settings_are_named_for_people_and_for_files() -> None:
+    settings = [Setting("clean"), Setting("del", mu=12.5, target=0.1), Setting("del", mu=12.5)]
+    assert [setting.label for setting in settings] == ["Clean prompt", "DEL, ASR 0.1", "DEL, mu 12.5"]
+    assert [setting.slug for setting in settings] == ["clean", "del-asr0.1", "del-mu12.5"]
