@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def _continuations(ws: Workspace, split: SplitModel, name: str) -> list[list[str
 
 def _coherence(ws: Workspace, continuations: list[list[str]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Cosine between continuation and reference, averaged over seeds: (prompts,)."""
-    references = [prompt.reference for prompt in ws.data.prompts()]
+    references = _references(ws)
     metric = Coherence(ws.encoder)
     for texts in continuations:
         metric.update(texts, references)
@@ -135,12 +136,17 @@ def _coherence(ws: Workspace, continuations: list[list[str]]) -> np.ndarray[Any,
 
 
 def _samples(ws: Workspace, continuations: list[str]) -> list[dict[str, str]]:
-    """The first prompts with as much of the reference as perplexity is measured on."""
-    chosen = list(zip(ws.data.prompts(), continuations, strict=True))[: ws.config.evaluate.samples]
+    """The first prompts, their references and what the row made of them."""
+    entries = zip(ws.data.prompts(), _references(ws), continuations, strict=True)
     return [
-        {"prompt": p.prompt, "reference": str(ws.llm.tokenizer.decode(p.reference_ids)), "continuation": text}
-        for p, text in chosen
+        {"prompt": prompt.prompt, "reference": reference, "continuation": continuation}
+        for prompt, reference, continuation in islice(entries, ws.config.evaluate.samples)
     ]
+
+
+def _references(ws: Workspace) -> list[str]:
+    """Texts of the reference tokens that perplexity is measured on, about as long as a continuation."""
+    return [str(ws.llm.tokenizer.decode(prompt.reference_ids)) for prompt in ws.data.prompts()]
 
 
 def _private_tokens(ws: Workspace) -> Tensor:
