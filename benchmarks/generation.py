@@ -48,7 +48,7 @@ class Case:
     stated: int = 32
     model: str = "smollm2-135m-instruct"
     prompts: int = 32
-    new_tokens: int = 24
+    new_tokens: int = 32
     virtual_tokens: int = 20
     turns: int = 4
 

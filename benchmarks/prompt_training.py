@@ -58,7 +58,7 @@ class Case:
     batch_size: int = 8
     virtual_tokens: int = 20
     warmup: int = 2
-    turns: int = 6
+    turns: int = 5
 
     @property
     def total_steps(self) -> int:
@@ -66,7 +66,7 @@ class Case:
         return self.warmup + self.steps * self.turns
 
 
-_QUICKSTART = {"block_tokens": 56, "split_ratio": (0.4, 0.7), "contenders": (OURS, NOISY, PEFT), "steps": 2}
+_QUICKSTART = {"block_tokens": 56, "split_ratio": (0.4, 0.7), "contenders": (OURS, NOISY, PEFT), "turns": 8}
 _LONGER = {"block_tokens": 128, "split_ratio": (0.05, 0.5)}
 CASES = (
     Case("quickstart, fp32", "float32", **_QUICKSTART),

@@ -1,0 +1,131 @@
+"""The benchmarks compare like with like, and run."""
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from del_lightning.data import Batch, Example, collate
+from del_lightning.llm import FrozenLLM
+from del_lightning.prompt import SoftPrompt
+from del_lightning.split import SplitModel
+
+ROOT = Path(__file__).resolve().parents[1]
+Factory = Callable[..., FrozenLLM]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.fixture
+def training(benchmark: Callable[[str], ModuleType]) -> Any:
+    return benchmark("prompt_training")
+
+
+@pytest.fixture
+def case(training: Any) -> Any:
+    """Two contenders, three steps each."""
+    return training.Case("tiny", "float32", 16, (0.4, 0.7), batch_size=2, virtual_tokens=5, warmup=1, steps=1, turns=2)
+
+
+@pytest.fixture
+def folder(tiny_llm: Factory, tmp_path: Path) -> Path:
+    llm = tiny_llm()
+    llm.model.save_pretrained(tmp_path / "model")
+    llm.tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def batch() -> Batch:
+    """As in training: every block has the same length, and is cut somewhere else."""
+    cuts = [(10, 4), (60, 9)]
+    examples = [Example([5, 6], range(s, s + n), range(s + n, s + 12), i) for i, (s, n) in enumerate(cuts)]
+    return collate(examples, pad_id=0)
+
+
+def stacked(training: Any) -> dict[str, torch.Tensor]:
+    examples = training.peft_examples([batch()])
+    return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def test_contenders_have_the_same_loss_and_gradient(tiny_llm: Factory, training: Any, case: Any) -> None:
+    llm, other = tiny_llm(), tiny_llm()
+    prompt = SoftPrompt.from_text(training.INIT_TEXT, case.virtual_tokens, llm)
+    ours = SplitModel(llm, None, prompt).loss(batch(), None)
+    ours.backward()
+    peft = training.peft_model(other, case)
+    theirs = peft(**stacked(training)).loss
+    theirs.backward()
+    torch.testing.assert_close(theirs, ours)
+    trained = [parameter for parameter in peft.parameters() if parameter.requires_grad]
+    assert [parameter.dtype for parameter in trained] == [torch.float32]
+    assert prompt.embeddings.grad is not None
+    torch.testing.assert_close(trained[0].grad, prompt.embeddings.grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`:UserWarning")  # there is nothing to validate
+@pytest.mark.filterwarnings("ignore:Found .* module.* in eval mode:UserWarning")  # the frozen model, on purpose
+def test_trainers_take_the_same_steps(tiny_llm: Factory, training: Any, case: Any) -> None:
+    steps: list[str] = []
+    batches = [batch()] * 4
+    ours = training.train_ours(tiny_llm(), batches, case, lambda: steps.append("ours"))
+    theirs = training.train_peft(tiny_llm(), batches, case, lambda: steps.append("theirs"))
+    assert steps == ["ours"] * 4 + ["theirs"] * 4
+    assert theirs == pytest.approx(ours, rel=1e-5)
+    first = training.peft_model(tiny_llm(), case)(**stacked(training)).loss
+    assert theirs < first.item() - 1e-3  # both learn
+    noisy = training.train_ours(tiny_llm(), batches, case, list, noise=True)
+    assert noisy != pytest.approx(ours, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_training_benchmark_from_start_to_end(
+    training: Any, case: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("DEL_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    training.main([replace(case, model=str(folder))], tmp_path / "result.json")
+    saved = json.loads((tmp_path / "result.json").read_text())
+    [result] = saved["results"]
+    contenders = result["contenders"]
+    assert tuple(contenders) == (training.OURS, training.PEFT)
+    assert all(len(row["tokens_per_second"]["repeats"]) == 2 for row in contenders.values())
+    assert contenders[training.PEFT]["mean_loss"] == pytest.approx(contenders[training.OURS]["mean_loss"], rel=1e-5)
+    speeds = [contenders[name]["tokens_per_second"]["repeats"][0] for name in (training.OURS, training.PEFT)]
+    assert result["ratio"]["repeats"][0] == pytest.approx(speeds[0] / speeds[1])
+    assert saved["environment"]["packages"].keys() >= {"torch", "peft", "accelerate"}
+
+
+def test_a_contender_that_fails_says_why(benchmark: Callable[[str], Any], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("raise SystemExit('no such model')")
+    with pytest.raises(RuntimeError, match="no such model"):
+        benchmark("_common").Contender(str(script), {})
+
+
+def test_generation_benchmark_compares_the_same_prompts(
+    benchmark: Callable[[str], Any], folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    generation = benchmark("generation")
+    tiny = generation.Case(
+        "float32", batch_sizes=(1, 3), stated=3, model=str(folder), prompts=5, new_tokens=6, virtual_tokens=4, turns=2
+    )
+    generation.main([tiny], tmp_path / "result.json")
+    rows = json.loads((tmp_path / "result.json").read_text())["results"][0]["batch_sizes"]
+    assert rows["3"]["agreement"] == {"prompts": 1.0, "tokens": 1.0}
+    assert [len(rows[size]["tokens_per_second"]["repeats"]) for size in ("1", "3")] == [2, 2]
+
+
+def test_agreement_counts_up_to_the_first_difference(benchmark: Callable[[str], Any]) -> None:
+    agreement = benchmark("generation").agreement
+    reference = {0: [1, 2, 3, 4], 1: [5, 6, 7, 8]}
+    assert agreement({1: [5, 6, 7, 8], 0: [1, 9, 3, 4]}, reference) == {"prompts": 0.5, "tokens": 5 / 8}
