@@ -32,7 +32,8 @@ class Setting:
         names = {"clean": "Clean prompt", "mean": "Mean embedding", "projection": "Projection, no noise"}
         if self.method in names:
             return names[self.method]
-        return f"DEL, ASR {self.target:g}" if self.target is not None else f"DEL, mu {self.mu:g}"
+        # The number mu stands in the table, beside its epsilons, and nowhere alone.
+        return f"DEL, ASR {self.target:g}" if self.target is not None else "DEL, given mu"
 
     @property
     def slug(self) -> str:
