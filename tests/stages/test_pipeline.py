@@ -248,7 +248,7 @@ def test_a_fixed_mu_needs_no_calibration(model: Path, encoder: Path, tmp_path: P
     pipeline.run(Workspace(config))
     assert not (tmp_path / "calibrate").exists()
     rows = board_of(tmp_path).rows
-    assert [(row.label, row.privacy.mu_token, row.target) for row in rows] == [("DEL, mu 7.5", 7.5, None)] * 2
+    assert [(row.label, row.privacy.mu_token, row.target) for row in rows] == [("DEL, given mu", 7.5, None)] * 2
     assert rows[1].retained is None  # there is nothing to measure it against
 
 
@@ -336,5 +336,5 @@ def test_a_pipeline_killed_in_training_goes_on_where_it_was(
 
 def test_settings_are_named_for_people_and_for_files() -> None:
     settings = [Setting("clean"), Setting("del", mu=12.5, target=0.1), Setting("del", mu=12.5)]
-    assert [setting.label for setting in settings] == ["Clean prompt", "DEL, ASR 0.1", "DEL, mu 12.5"]
+    assert [setting.label for setting in settings] == ["Clean prompt", "DEL, ASR 0.1", "DEL, given mu"]
     assert [setting.slug for setting in settings] == ["clean", "del-asr0.1", "del-mu12.5"]
