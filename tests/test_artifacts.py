@@ -213,7 +213,7 @@ def test_two_processes_build_once(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", BUILD_SLOWLY, tmp_path, f"ready-{i}"], cwd=Path(__file__).parents[1])
         for i in range(2)
     ]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
     assert (tmp_path / "codec" / "builds.txt").read_text() == "built\n"
 
 

@@ -83,8 +83,9 @@ def test_trainers_take_the_same_steps(tiny_llm: Factory, training: Any, case: An
     assert theirs == pytest.approx(ours, rel=1e-5)
     first = training.peft_model(tiny_llm(), case)(**stacked(training)).loss
     assert theirs < first.item() - 1e-3  # both learn
+    torch.manual_seed(0)
     noisy = training.train_ours(tiny_llm(), batches, case, list, noise=True)
-    assert noisy != pytest.approx(ours, rel=1e-3)
+    assert noisy != pytest.approx(ours, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -38,7 +38,8 @@ class Workspace:
         for corpus in {self.config.data.name, self.config.codec.corpus}:
             check_corpus(corpus, self.config.data.root)
         check_encoder(self.config.evaluate.encoder)
-        if self.config.mechanism.mu is None and not self.config.targets:
+        calibrates = "del" in self.config.methods and self.config.mechanism.mu is None
+        if calibrates and not self.config.targets:
             raise ConfigError("`targets` must hold a success rate when `mechanism.mu` is null, got []")
 
     @cached_property

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from del_lightning.config import (
     TrainerConfig,
 )
 from del_lightning.data import load_corpus
-from del_lightning.errors import AssetError
+from del_lightning.errors import AssetError, ConfigError
 from del_lightning.llm import FrozenLLM
 from del_lightning.report.schema import Leaderboard
 from del_lightning.split import SplitModel
@@ -293,7 +294,7 @@ def command_line(config: Config) -> list[str]:
 
 
 def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 300
     while not reached():
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < limit
@@ -332,6 +333,27 @@ def test_a_pipeline_killed_in_training_goes_on_where_it_was(
     killed, whole = board_of(tmp_path / "out"), board_of(finished)
     assert killed.rows == whole.rows
     assert killed.curves == whole.curves
+
+
+STAGES = ["codec", "calibrate", "prompt", "attack", "evaluate"]
+
+
+@pytest.mark.parametrize("done", [1, 3])
+def test_a_pipeline_killed_between_stages_ends_with_the_same_numbers(
+    finished: Path, model: Path, encoder: Path, tmp_path: Path, done: int
+) -> None:
+    for stage in STAGES[:done]:
+        shutil.copytree(finished / stage, tmp_path / stage)
+    pipeline.run(Workspace(config_for(model, encoder, tmp_path)))
+    assert board_of(tmp_path).rows == board_of(finished).rows
+
+
+def test_targets_are_needed_by_a_calibration_only(model: Path, encoder: Path, tmp_path: Path) -> None:
+    config = replace(config_for(model, encoder, tmp_path), targets=[])
+    Workspace(replace(config, methods=["clean", "mean"])).check()
+    Workspace(replace(config, mechanism=MechanismConfig(mu=3.0))).check()
+    with pytest.raises(ConfigError, match="`targets` must hold a success rate"):
+        Workspace(config).check()
 
 
 def test_settings_are_named_for_people_and_for_files() -> None:
