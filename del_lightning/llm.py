@@ -16,6 +16,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -34,11 +35,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    DynamicCache,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import logging as hf_logging
 
 from del_lightning import assets
@@ -118,7 +121,7 @@ class FrozenLLM(nn.Module):
                 self._table = self.embed(torch.arange(self.vocab_size, device=self.device)).float()
         return self._table
 
-    def logits(self, inputs_embeds: Tensor, attention_mask: Tensor, keep: Tensor) -> Tensor:
+    def logits(self, inputs_embeds: Tensor, attention_mask: Tensor, keep: Tensor, *, shared: int = 0) -> Tensor:
         """Next-token logits (N, V) at the N kept positions, in row-major order.
 
         The output layer, the most expensive one for a large vocabulary, sees only the kept rows: a hook replaces
@@ -129,20 +132,37 @@ class FrozenLLM(nn.Module):
             inputs_embeds: (B, T, b) of any float type; gradients flow back to it.
             attention_mask: (B, T), true on real positions; padding may be anywhere.
             keep: (B, T) bool, real positions only; the row of (i, t) predicts what follows position t of sequence i.
+            shared: So many positions at the start are the same in every sequence, and none of them is kept. Without
+                padding they run through the model once instead of B times, and gradients flow back to row 0 alone.
         """
+        inputs_embeds, attention_mask, keep = _pad_left(inputs_embeds.to(self.dtype), attention_mask, keep)
+        cache = None
+        if shared and len(keep) > 1 and self._shares_states and bool(attention_mask.all()):
+            cache = DynamicCache(config=self.model.config)
+            self._kept_logits(inputs_embeds[:1, :shared], attention_mask[:1, :shared], keep[:1, :shared], cache)
+            cache.batch_repeat_interleave(len(keep))
+            inputs_embeds, keep = inputs_embeds[:, shared:], keep[:, shared:]
+        return self._kept_logits(inputs_embeds, attention_mask, keep, cache)
+
+    def _kept_logits(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, keep: Tensor, cache: DynamicCache | None
+    ) -> Tensor:
+        """Logits (N, V) of the last T positions; the mask (B, S + T) covers the cache's S positions too."""
 
         def select(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (args[0][keep].unsqueeze(0), *args[1:])
 
-        inputs_embeds, attention_mask, keep = _pad_left(inputs_embeds, attention_mask, keep)
+        positions = {name: ids[:, -keep.shape[1] :] for name, ids in self._positions(attention_mask).items()}
+        states = {} if cache is None else {"past_key_values": cache}
         head = cast(Any, self.model).get_output_embeddings()
         hook = head.register_forward_pre_hook(select)
         try:
             output = self.model(
-                inputs_embeds=inputs_embeds.to(self.dtype),
+                inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask.long(),
-                use_cache=False,
-                **self._positions(attention_mask),
+                use_cache=cache is not None,
+                **positions,
+                **states,
             )
         finally:
             hook.remove()
@@ -206,6 +226,14 @@ class FrozenLLM(nn.Module):
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         ids = configured if isinstance(configured, list) else [configured]
         return sorted({i for i in [*ids, self.tokenizer.eos_token_id] if i is not None})
+
+    @cached_property
+    def _shares_states(self) -> bool:
+        """Whether all that a position leaves for later ones are keys and values: recurrent states pass no gradient."""
+        if "past_key_values" not in inspect.signature(self.model.forward).parameters:
+            return False
+        layers = DynamicCache(config=self.model.config).layers
+        return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
     def _until_end(self, tokens: list[int]) -> list[int]:
         ends = set(self.end_ids)

@@ -79,7 +79,7 @@ class SplitModel(nn.Module):
         embeddings, attention_mask = self.prepend_prompt(self.embed(batch, release), batch.attention_mask)
         virtual = embeddings.shape[1] - batch.input_ids.shape[1]
         keep = nn.functional.pad(predicting_positions(batch.target_mask), (virtual, 0))
-        return self.llm.logits(embeddings, attention_mask, keep)
+        return self.llm.logits(embeddings, attention_mask, keep, shared=virtual)
 
     def loss(self, batch: Batch, release: Release | None) -> Tensor:
         """Mean negative log-likelihood of the continuation tokens, in nats."""

@@ -114,6 +114,30 @@ def test_padding_never_changes_logits(tiny_llm: Factory, family: str, soft_promp
     torch.testing.assert_close(together, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+@pytest.mark.parametrize("virtual_tokens", [2, 9], ids=["short", "beyond the sliding windows"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_soft_prompt_for_a_batch_is_one_for_each(tiny_llm: Factory, family: str, virtual_tokens: int) -> None:
+    """Without padding the model reads the soft prompt once for all sequences: same logits, same gradient."""
+    llm = tiny_llm(family)
+    split = SplitModel(llm, None, prompt_for(llm, virtual_tokens))
+    examples = [Example(range(s, s + 3), range(s + 9, s + 16), range(s + 20, s + 25), s) for s in (10, 60, 150)]
+    read: list[torch.Size] = []
+    hook = llm.model.register_forward_pre_hook(
+        lambda _module, _args, inputs: read.append(inputs["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    together = split.logits(batch_of(examples), None)
+    hook.remove()
+    assert read == [(1, virtual_tokens), (3, 15)]
+    alone = torch.cat([split.logits(batch_of([example]), None) for example in examples])
+    torch.testing.assert_close(together, alone, atol=TOLERANCE, rtol=TOLERANCE)
+    gradients = [
+        torch.autograd.grad(logits.logsumexp(-1).square().sum(), split.prompt.embeddings)[0]
+        for logits in (together, alone)
+    ]
+    assert gradients[1].abs().amax(-1).min() > 0
+    torch.testing.assert_close(*gradients, atol=1e-3 * float(gradients[1].abs().max()), rtol=1e-3)
+
+
 @pytest.mark.parametrize("soft_prompt", [False, True], ids=["plain", "soft-prompt"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_never_changes_greedy_continuations(tiny_llm: Factory, family: str, soft_prompt: bool) -> None:
