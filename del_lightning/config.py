@@ -156,6 +156,9 @@ class CodecConfig:
         for key in ("bound", "learning_rate", "gradient_clip", "train_noise_mu"):
             _positive(f"codec.{key}", getattr(self, key))
         _share("codec.bound_quantile", self.bound_quantile)
+        betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require(betas, "codec.betas", "two numbers in [0, 1)", self.betas)
+        _require(self.weight_decay >= 0, "codec.weight_decay", "at least 0", self.weight_decay)
         _ratio_range("codec.split_ratio", self.split_ratio)
 
 
@@ -201,6 +204,7 @@ class PromptConfig:
             _at_least(f"prompt.{key}", getattr(self, key), 1)
         _at_least("prompt.warmup_steps", self.warmup_steps, 0)
         _positive("prompt.learning_rate", self.learning_rate)
+        _require(self.weight_decay >= 0, "prompt.weight_decay", "at least 0", self.weight_decay)
         _positive("prompt.gradient_clip", self.gradient_clip)
         _require(bool(self.init_text.strip()), "prompt.init_text", "a non-empty text", self.init_text)
 

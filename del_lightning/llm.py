@@ -76,6 +76,10 @@ class FrozenLLM(nn.Module):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"
+        # An instruct model's own sampling settings (a repetition penalty, say) would fill what generate() leaves open.
+        if model.generation_config is not None:
+            ends = model.generation_config.eos_token_id
+            model.generation_config = GenerationConfig(eos_token_id=ends)  # type: ignore[no-untyped-call]
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._table: Tensor | None = None
 

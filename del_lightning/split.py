@@ -133,6 +133,8 @@ class SplitModel(nn.Module):
         """
         folder = Path(folder)
         result = read_result(folder)
+        if result.stage != "prompt":
+            raise ArtifactError(f"{folder} must be an artefact of the prompt stage, got one of {result.stage!r}")
         llm = llm or load_llm(ModelConfig(**result.config["model"]))
         expected = result.determined_by["model"]["fingerprint"]
         if expected != llm.fingerprint:
@@ -140,9 +142,9 @@ class SplitModel(nn.Module):
         method = result.determined_by["method"]
         if method["name"] != DEL.name:
             raise ArtifactError(f"{folder} must hold a prompt trained behind {DEL.name!r}, got {method['name']!r}")
-        codec = LinearCodec.load(folder / "codec.safetensors")
+        codec = LinearCodec.load(folder / "codec.safetensors").to(llm.device)
         front = DEL(llm.embedding_table(), codec, bits=method["bits"], mu=method["mu"], l2_clip=method["l2_clip"])
-        return cls(llm, front, SoftPrompt.load(folder)).eval()
+        return cls(llm, front, SoftPrompt.load(folder).to(llm.device)).eval()
 
 
 def predicting_positions(target_mask: Tensor) -> Tensor:

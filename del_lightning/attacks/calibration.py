@@ -163,4 +163,4 @@ class _Search:
                 f"ASR target {self.target:g} is not reached: it is {self.curve(low).value:.4g} at the largest mu "
                 f"{low:g}, which is returned"
             )
-        return f"largest mu accepted; {high:.6g} was rejected"
+        return "the loosest setting tried that meets the target"

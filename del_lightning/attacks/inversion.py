@@ -16,12 +16,14 @@ from del_lightning.errors import ConfigError
 from del_lightning.methods import Method, Release
 
 METRICS = ("cosine", "l2")
+VOCABULARY_CHUNK = 16_384
+"""Vocabulary rows scored at a time."""
 
 
 def nearest_neighbour(
     vectors: Tensor, table: Tensor, metric: str = "cosine", top_k: int = 1, chunk: int = 1024
 ) -> Tensor:
-    """Rows of a table that are most similar to each vector; holds ``chunk`` x V scores at a time.
+    """Rows of a table that are most similar to each vector; holds ``chunk`` x ``VOCABULARY_CHUNK`` scores at a time.
 
     Args:
         vectors: (N, b) on the table's device.
@@ -42,14 +44,29 @@ def nearest_neighbour(
     """
     if metric not in METRICS:
         raise ConfigError(f"`metric` must be one of {', '.join(METRICS)}, got {metric!r}")
-    table, vectors = table.float(), vectors.float()
+    return torch.cat([_nearest(rows, table, metric, top_k) for rows in torch.split(vectors.float(), chunk)])
+
+
+def _nearest(vectors: Tensor, table: Tensor, metric: str, top_k: int) -> Tensor:
+    """The running top k over slices of the table."""
+    scores = vectors.new_empty(len(vectors), 0)
+    found = torch.empty(len(vectors), 0, dtype=torch.long, device=vectors.device)
+    for start in range(0, len(table), VOCABULARY_CHUNK):
+        part = _similarity(vectors, table[start : start + VOCABULARY_CHUNK].float(), metric)
+        best = part.topk(min(top_k, part.shape[1]))
+        scores, found = torch.cat([scores, best.values], 1), torch.cat([found, best.indices + start], 1)
+        keep = scores.topk(min(top_k, scores.shape[1])).indices
+        scores, found = scores.gather(1, keep), found.gather(1, keep)
+    return found
+
+
+def _similarity(vectors: Tensor, table: Tensor, metric: str) -> Tensor:
+    """Scores (N, V) that rank like the metric; a vector's own length changes no ranking and is left as it is."""
     norms = torch.linalg.vector_norm(table, dim=1)
-    # A vector's own length changes no ranking, so only the table is normalised, and that after the product:
-    # a normalised copy of a large vocabulary would double the memory.
-    scale = 1 / norms.clamp_min(torch.finfo(norms.dtype).tiny) if metric == "cosine" else torch.ones_like(norms)
-    shift = norms.square() / 2 if metric == "l2" else torch.zeros_like(norms)
-    best = [((rows @ table.T).mul_(scale).sub_(shift)).topk(top_k).indices for rows in torch.split(vectors, chunk)]
-    return torch.cat(best)
+    products = vectors @ table.T
+    if metric == "l2":
+        return products.sub_(norms.square() / 2)
+    return products.div_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
 
 
 def log_prior(counts: Tensor, smoothing: float = 1.0) -> Tensor:

@@ -7,10 +7,9 @@ except the figures, the style sheet and the script, which are ours.
 
 import base64
 import hashlib
-import re
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from del_lightning.artifacts import write_json, write_text
-from del_lightning.config import Config
 from del_lightning.report import plots, tables, words
 from del_lightning.report.schema import Leaderboard, Sample
 
@@ -92,42 +90,10 @@ def _ordered_samples(board: Leaderboard, samples: list[Sample]) -> list[dict[str
     return shown
 
 
-def _override(value: object) -> str:
-    """A value in Hydra's override grammar."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_override(item) for item in value) + "]"
-    text = str(value)
-    if isinstance(value, int | float) or _is_bare(text):
-        return text
-    # Hydra reads a backslash literally unless a quote follows: only those before a quote are doubled.
-    return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ('\\"' if match[2] else ""), text) + '"'
-
-
-def _is_bare(text: str) -> bool:
-    """Whether Hydra reads the text as a string without quotes."""
-    reserved = {"null", "true", "false", "nan", "inf"}
-    return bool(re.fullmatch(r"[A-Za-z][\w./-]*", text)) and text.lower() not in reserved
-
-
-def _changes(config: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """``key=value`` for every setting that differs from its default."""
-    for key, default in defaults.items():
-        if key not in config or f"{prefix}{key}" in ("stage", "defaults"):
-            continue
-        if isinstance(default, dict):
-            yield from _changes(config[key], default, f"{prefix}{key}.")
-        elif config[key] != default:
-            yield f"{prefix}{key}={_override(config[key])}"
-
-
-def command(config: Mapping[str, Any]) -> str:
-    """Command line that repeats the run: every setting that differs from the defaults, or the named experiment."""
-    arguments = ["python", "-m", "del_lightning", "stage=pipeline"]
-    experiment = config.get("experiment")
-    arguments += [f"experiment={experiment}"] if isinstance(experiment, str) else _changes(config, asdict(Config()))
-    return " ".join(shlex.quote(argument) for argument in arguments)
+def command(board: Leaderboard) -> str:
+    """Command line that repeats the run, as it was typed; folders of the machine it ran on are left to the reader."""
+    arguments = [*board.overrides] or ["stage=pipeline"]
+    return " ".join(["python -m del_lightning", *(shlex.quote(argument) for argument in arguments)])
 
 
 def _contents(context: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -170,7 +136,7 @@ def _context(board: Leaderboard, samples: list[Sample]) -> dict[str, Any]:
         "statements": [(row.label, words.privacy_statement(row)) for row in words.tested_settings(board)],
         "configuration": OmegaConf.to_yaml(OmegaConf.create(board.config)),
         "environment": tables.environment_rows(board.environment),
-        "command": command(board.config),
+        "command": command(board),
         "glossary": words.GLOSSARY,
     }
 

@@ -158,13 +158,15 @@ class Leaderboard(Record):
     """Sentence encoder of COH: part of the metric's name."""
     prompts: int
     private_tokens: int
-    """Private tokens over all prompts and seeds."""
+    """Private tokens over all prompts, each counted once."""
     seeds: list[int]
     rows: list[LeaderboardRow]
     calibrations: list[Calibration]
     curves: list[TrainingCurve]
     notes: list[str]
     config: dict[str, Any]
+    overrides: list[str] = []
+    """What was typed behind ``python -m del_lightning``, with this machine's folders replaced."""
     environment: Environment
     wall_seconds: float
     """Sum over the artefacts behind the report."""

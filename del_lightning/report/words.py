@@ -17,8 +17,7 @@ THIN_SPACE = "\u202f"
 """Narrow no-break space: groups digits."""
 
 VACUOUS_MU = 10.0
-"""From this mu a token on, total variation exceeds .9999: the worst case excludes almost nothing (Section 2 of the
-privacy notes: exact formulas)."""
+"""From this mu a token on, total variation exceeds .9999: the worst case excludes almost nothing."""
 VACUOUS_EPSILON = math.log(1000)
 """A prompt's epsilon above this lets an observation multiply odds more than a thousandfold."""
 HEADLINE_TARGET = 0.1

@@ -7,6 +7,7 @@ Every mu is tried under the same random numbers.
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich import print as rprint
 from rich.progress import Progress
@@ -42,14 +43,17 @@ def calibrations(ws: Workspace) -> list[Calibration]:
 
 
 def run(ws: Workspace) -> None:
-    """Calibrate and print what came out."""
+    """Calibrate and print what came out: the guarantee in full, since mu alone would look like one."""
+    codec = codec_stage.load(ws)
+    length = round(float(np.mean([len(prompt.private_ids) for prompt in ws.data.prompts()])))
     for found in calibrations(ws):
         rate = found.asr
-        interval = f"[{rate.low:.3f}, {rate.high:.3f}]" if rate.low is not None else ""
         rprint(
-            f"target ASR {found.target:g}: mu {found.mu:.4g}, measured {rate.value:.3f} {interval} on {rate.n} tokens"
+            f"target ASR {found.target:g}: {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}] of {rate.n} tokens read"
         )
-        if found.note:
+        method = build_method(ws, Setting("del", mu=found.mu, target=found.target), codec)
+        rprint("  " + method.statement(length, ws.config.evaluate.delta).summary())
+        if not found.reached:
             rprint(f"  {found.note}")
 
 

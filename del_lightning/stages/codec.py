@@ -77,7 +77,6 @@ def _build(ws: Workspace, folder: Path) -> Outcome:
             folder,
             logger=ws.logger("codec"),
         )
-        codec.to(ws.device)
         outcome.history = result.history
         outcome.metrics["val/perplexity"] = Estimate(value=result.best_perplexity, n=ws.config.data.validation_blocks)
     vocabulary = ws.llm.vocab_size

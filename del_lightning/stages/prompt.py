@@ -67,7 +67,6 @@ def _build(ws: Workspace, setting: Setting, folder: Path) -> Outcome:
         callbacks=_monitors(ws, method),
         logger=ws.logger(f"prompt-{setting.slug}"),
     )
-    split.to(ws.device)
     prompt.save(folder, ws.llm)
     if isinstance(method, DEL):
         method.codec.save(folder / codec_stage.WEIGHTS)

@@ -64,6 +64,10 @@ def _shareable(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "out": Config.out, "data": {**config["data"], "root": local}}
 
 
+def _without_folder(override: str) -> str:
+    return "data.root=DIR" if override.startswith("data.root=") else override
+
+
 def _slug(title: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-") or "report"
 
@@ -79,13 +83,14 @@ def leaderboard(ws: Workspace, found: list[Setting]) -> Leaderboard:
         model=ws.llm.name,
         encoder=ws.encoder.name,
         prompts=len(private),
-        private_tokens=sum(private) * len(ws.config.evaluate.seeds),
+        private_tokens=sum(private),
         seeds=list(ws.config.evaluate.seeds),
         rows=[_row(ws, setting, soft) for setting in found for soft in (False, True)],
         calibrations=_calibrations(ws, found),
         curves=list(_curves(ws, found)),
         notes=_notes(ws, found),
         config=_shareable(asdict(ws.config)),
+        overrides=[_without_folder(override) for override in ws.overrides if not override.startswith("out=")],
         environment=capture_environment(),
         wall_seconds=sum(artifact.result.wall_seconds for artifact in artifacts),
         generated=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -82,11 +82,18 @@ class _LastCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         if at_step(trainer, batch_idx, self.every) and trainer.global_step % self.validate_every:
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.should_stop:
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        """Atomically: Lightning itself writes to the system's temporary folder, which may be another disk."""
+        temporary = self.path.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            temporary.replace(self.path)
 
 
 def fit(
@@ -130,6 +137,8 @@ def fit(
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
+    # Lightning leaves everything, the shared language model too, on the CPU.
+    module.to(pick_device(config))
     assert best.best_model_score is not None
     return Fit(history.rows, trainer.global_step, float(best.best_model_score))
 

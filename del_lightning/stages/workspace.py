@@ -1,5 +1,6 @@
 """What the stages of one run share: configuration, store, and the loaded model and data."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -22,9 +23,9 @@ from del_lightning.stages.training import pick_device
 class Workspace:
     """Loads each shared thing once, when it is first needed."""
 
-    def __init__(self, config: Config) -> None:
-        """``config`` has passed its own checks."""
-        self.config = config
+    def __init__(self, config: Config, overrides: Sequence[str] = ()) -> None:
+        """``config`` has passed its own checks; ``overrides`` is what was typed to get it, for the report."""
+        self.config, self.overrides = config, list(overrides)
         self.store = ArtifactStore(config.out, asdict(config))
 
     def check(self) -> None:

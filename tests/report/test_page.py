@@ -3,14 +3,11 @@ import json
 import math
 import re
 import shlex
-from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from del_lightning.config import Config
 from del_lightning.report import words
 from del_lightning.report.page import command, render_html, write_report
 from del_lightning.report.schema import Leaderboard
@@ -164,30 +161,8 @@ def test_write_report_leaves_three_whole_files(board: Leaderboard, tmp_path: Pat
     assert "made-up harbour" not in text + (path.parent / "report.md").read_text(encoding="utf-8")
 
 
-def test_command_repeats_every_changed_setting() -> None:
-    config = asdict(Config())
-    assert command(config) == "python -m del_lightning stage=pipeline"
-    changed = {
-        "title": 'a "quoted", title',
-        "targets": [0.02, 0.1],
-        "data": {**config["data"], "prefix": "Go on:\n\n", "root": "null"},
-        "mechanism": {**config["mechanism"], "bits": 2, "mu": 21.5},
-        "trainer": {**config["trainer"], "progress_bar": False},
-        "prompt": {**config["prompt"], "init_text": "back\\slash\\"},
-    }
-    arguments = shlex.split(command({**config, **changed}))[4:]
-    parsed = {item.key_or_group: item.value() for item in OverridesParser.create().parse_overrides(arguments)}
-    assert parsed == {
-        "title": 'a "quoted", title',
-        "targets": [0.02, 0.1],
-        "data.prefix": "Go on:\n\n",
-        "data.root": "null",
-        "mechanism.bits": 2,
-        "mechanism.mu": 21.5,
-        "trainer.progress_bar": False,
-        "prompt.init_text": "back\\slash\\",
-    }
-
-
-def test_command_names_a_known_experiment() -> None:
-    assert command({"experiment": "quickstart"}) == "python -m del_lightning stage=pipeline experiment=quickstart"
+def test_command_is_the_one_that_was_typed() -> None:
+    overrides = ["experiment=quickstart", "title=a 'quoted' title", "data.root=DIR"]
+    words = shlex.split(command(make_board(overrides=overrides)))
+    assert words == ["python", "-m", "del_lightning", *overrides]
+    assert command(make_board(overrides=[])) == "python -m del_lightning stage=pipeline"
