@@ -17,7 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from del_lightning.privacy.accountant import require, require_count, require_positive
+from del_lightning.privacy.checks import require, require_count, require_positive
 
 
 class StochasticQuantizer(nn.Module):
