@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from del_lightning.privacy.accountant import BinomialAccountant
     from del_lightning.privacy.gaussian import GaussianAccountant
     from del_lightning.privacy.quantizer import StochasticQuantizer
+    from del_lightning.privacy.secure import SecureSampler
     from del_lightning.privacy.statement import PrivacyStatement
 
-__all__ = ["BinomialAccountant", "GaussianAccountant", "PrivacyStatement", "StochasticQuantizer"]
+__all__ = ["BinomialAccountant", "GaussianAccountant", "PrivacyStatement", "SecureSampler", "StochasticQuantizer"]
 
 _MODULES = {
     "BinomialAccountant": "accountant",
     "GaussianAccountant": "gaussian",
     "PrivacyStatement": "statement",
+    "SecureSampler": "secure",
     "StochasticQuantizer": "quantizer",
 }
 
