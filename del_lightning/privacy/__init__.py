@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from del_lightning.privacy.accountant import BinomialAccountant
     from del_lightning.privacy.gaussian import GaussianAccountant
+    from del_lightning.privacy.ledger import BudgetLedger
     from del_lightning.privacy.quantizer import StochasticQuantizer
     from del_lightning.privacy.secure import SecureSampler
     from del_lightning.privacy.statement import PrivacyStatement
 
-__all__ = ["BinomialAccountant", "GaussianAccountant", "PrivacyStatement", "SecureSampler", "StochasticQuantizer"]
+__all__ = [
+    "BinomialAccountant",
+    "BudgetLedger",
+    "GaussianAccountant",
+    "PrivacyStatement",
+    "SecureSampler",
+    "StochasticQuantizer",
+]
 
 _MODULES = {
     "BinomialAccountant": "accountant",
+    "BudgetLedger": "ledger",
     "GaussianAccountant": "gaussian",
     "PrivacyStatement": "statement",
     "SecureSampler": "secure",
