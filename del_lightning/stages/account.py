@@ -61,24 +61,26 @@ def statement(config: Config, token: BinomialAccountant, delta: float) -> Privac
 
 
 def table(config: Config, token: BinomialAccountant) -> Table:
-    """One row a unit: exact epsilon at every delta, effective mu, and what any attack can reach."""
+    """One column a unit: exact epsilon at every delta, effective mu, and what any attack can reach."""
     statements = [statement(config, token, delta) for delta in config.account.deltas]
+    units = statements[0].units
     found = Table(
         title=f"exact privacy of {token.dim} coordinates at {token.bits} bits, mu {token.mu_token:.4g} a token"
     )
     found.add_column("unit")
-    found.add_column("tokens", justify="right")
-    for delta in config.account.deltas:
-        found.add_column(f"eps, delta {delta:g}", justify="right")
-    for heading in ("effective mu", "total variation", f"attack, prior {config.account.prior:g}"):
-        found.add_column(heading, justify="right")
-    for rows in zip(*(one.units for one in statements), strict=True):
-        first = rows[0]
-        effective = "–" if first.mu_effective is None else f"{first.mu_effective:.4g}"
-        epsilons = [f"{row.epsilon:.4g}" for row in rows]
-        bound = "–" if first.attack_bound is None else f"{first.attack_bound:.6g}"
-        found.add_row(first.unit, str(first.tokens), *epsilons, effective, f"{first.total_variation:.6g}", bound)
+    for unit in units:
+        found.add_column(unit.unit, justify="right")
+    found.add_row("tokens", *(str(unit.tokens) for unit in units))
+    for one in statements:
+        found.add_row(f"epsilon, delta {one.delta:g}", *(f"{unit.epsilon:.5g}" for unit in one.units))
+    found.add_row("effective mu", *(_figure(unit.mu_effective) for unit in units))
+    found.add_row("total variation", *(_figure(unit.total_variation) for unit in units))
+    found.add_row(f"attack, prior {config.account.prior:g}", *(_figure(unit.attack_bound) for unit in units))
     return found
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.6g}"
 
 
 def plot(token: BinomialAccountant) -> Figure:

@@ -31,17 +31,18 @@ def test_table_and_plot_need_no_model(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_table_holds_the_accountants_numbers(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    console = Console(width=200, record=True, quiet=False, file=(tmp_path / "out").open("w"))
-    console.print(account.table(settings, account.accountant(settings)))
-    console.file.close()
-    lines = console.export_text().splitlines()
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(account.table(settings, account.accountant(settings)))
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capture.get().splitlines() if "│" in line]
+    rows = {row[0]: row[1:] for row in cells}
     token = BinomialAccountant.from_mu(10.0, 18, 4)
-    units = {"token": 1, "span": 4, "sequence": 64, "user": 10_000}
-    for unit, tokens in units.items():
-        [line] = [line for line in lines if f" {unit} " in line and f" {tokens} " in line]
-        for delta in settings.account.deltas:
-            assert f" {token.compose(tokens).epsilon(delta):.4g} " in line
-    assert f" {token.attack_bound(settings.account.prior):.6g} " in next(line for line in lines if " token  " in line)
+    assert rows["tokens"] == ["1", "4", "64", "10000"]
+    units = [token.compose(int(tokens)) for tokens in rows["tokens"]]
+    for delta in settings.account.deltas:
+        assert rows[f"epsilon, delta {delta:g}"] == [f"{unit.epsilon(delta):.5g}" for unit in units]
+    assert rows["effective mu"] == [f"{unit.effective_mu:.6g}" for unit in units]
+    assert rows["attack, prior 0.05"] == [f"{unit.attack_bound(0.05):.6g}" for unit in units]
 
 
 @pytest.mark.parametrize(("mu", "dim", "name"), [(None, 18, "mechanism.mu"), (1.0, None, "codec.dim")])
