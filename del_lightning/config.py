@@ -267,6 +267,30 @@ class EvaluateConfig:
 
 
 @dataclass
+class AccountConfig:
+    """What stage ``account`` tabulates."""
+
+    span_tokens: int = 4
+    """Tokens of the unit span: a phrase that is one secret."""
+    sequence_tokens: int = 64
+    """Tokens of the unit sequence: a prompt."""
+    user_tokens: int = 10_000
+    """Tokens of the unit user: all requests together."""
+    deltas: list[float] = field(default_factory=lambda: [1e-3, 1e-5, 1e-9, 0.0])
+    """Columns of the table; 0 is pure differential privacy."""
+    prior: float = 0.05
+    """Success of an attacker's best guess without the release."""
+
+    def __post_init__(self) -> None:
+        for key in ("span_tokens", "sequence_tokens", "user_tokens"):
+            _at_least(f"account.{key}", getattr(self, key), 1)
+        _require(len(self.deltas) > 0, "account.deltas", "a non-empty list", self.deltas)
+        for delta in self.deltas:
+            _require(0 <= delta < 1, "account.deltas", "in [0, 1)", delta)
+        _share("account.prior", self.prior)
+
+
+@dataclass
 class TrainerConfig:
     """How lightning's Trainer runs, on one device."""
 
@@ -325,6 +349,7 @@ class Config:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    account: AccountConfig = field(default_factory=AccountConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 

@@ -19,3 +19,7 @@ class AssetError(DelError):
 
 class ArtifactError(DelError):
     """A stored artefact is missing, damaged or does not fit the model it is used with."""
+
+
+class BudgetError(DelError):
+    """A release would pass a user's privacy budget; nothing has left the device."""

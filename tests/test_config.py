@@ -25,7 +25,7 @@ from del_lightning.config import (
 )
 from del_lightning.errors import ConfigError
 
-STAGES = ("codec", "calibrate", "prompt", "attack", "evaluate", "report", "pipeline")
+STAGES = ("account", "codec", "calibrate", "prompt", "attack", "evaluate", "report", "pipeline")
 
 
 def composed(*overrides: str) -> Config:

@@ -8,113 +8,83 @@ trade-off function of T released tokens is *exactly* that of two binomials::
     P = Bin(N, p+)   against   Q = Bin(N, p-),   N = T d m,   ln P(k)/Q(k) = (2k - N) L,   L = 2 atanh r
 
 Everything below is a sum over k of positive terms in the log domain, so nothing cancels. Natural logarithms.
+Methods named ``log_...`` say the same as their namesakes where those round to 0 or 1.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Self, overload
+from typing import Self, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammaln, log_ndtr, logsumexp, ndtri_exp
+from scipy.optimize import brentq
+from scipy.special import log_ndtr, logsumexp, ndtri_exp
 
 from del_lightning.errors import ConfigError
+from del_lightning.privacy.binomial import Array, Binomial, Tails, log_complement
+from del_lightning.privacy.checks import require, require_count, require_positive
 
-Array = NDArray[np.float64]
+TIGHTEST_MU, LOOSEST_SCALE = 1e-9, 4096.0
+"""Calibration searches mu a token from 1e-9 to 4096 * 2 sqrt(d m), where c/A is 3e-8 short of 1."""
 
-
-def require(condition: bool, argument: str, expectation: str, value: object) -> None:
-    """Raise :class:`ConfigError` in one line unless the condition holds."""
-    if not condition:
-        raise ConfigError(f"`{argument}` must be {expectation}, got {value!r}")
-
-
-def require_count(argument: str, value: object, low: int = 1, high: int | None = None) -> None:
-    """Demand an integer of at least ``low`` and, if given, at most ``high``."""
-    expectation = f"an integer of at least {low}" if high is None else f"an integer between {low} and {high}"
-    is_count = isinstance(value, int) and not isinstance(value, bool) and low <= value <= (high or value)
-    require(is_count, argument, expectation, value)
+_BLOCK = 8
+"""Counts that share one bound in the search of the effective mu."""
 
 
-def require_positive(argument: str, value: float) -> None:
-    """Demand a positive finite number."""
-    require(math.isfinite(value) and value > 0, argument, "a positive finite number", value)
-
-
-def _stirling_error(n: Array) -> Array:
-    """ln n! minus Stirling's approximation (n + 1/2) ln n - n + ln(2 pi)/2, for n >= 1."""
-    small = np.minimum(n, 16.0)
-    direct = gammaln(small + 1) - (small + 0.5) * np.log(small) + small - 0.5 * math.log(2 * math.pi)
-    s = 1 / (n * n)
-    series = (1 / 12 - s * (1 / 360 - s * (1 / 1260 - s * (1 / 1680 - s * (1 / 1188 - s * 691 / 360360))))) / n
-    return np.where(n < 16, direct, series)
-
-
-def _deviance(x: Array, mean: float) -> Array:
-    """x ln(x/mean) + mean - x without cancellation near x = mean, for x >= 1 (Loader's bd0)."""
-    v = (x - mean) / (x + mean)
-    tail = sum(v ** (2 * j) / (2 * j + 1) for j in range(1, 11))
-    near = (x - mean) * v + 2 * x * v * tail
-    return np.where(np.abs(v) < 0.1, near, x * np.log(x / mean) + mean - x)
-
-
-def binomial_log_pmf(k: ArrayLike, n: int, p: float, q: float) -> Array:
-    """ln Pr(Bin(n, p) = k) by Loader's saddle-point expansion.
-
-    Accurate in the far tails and for n of millions, where differences of log-gamma functions lose digits.
+def prior_mass(prior: Sequence[float], guesses: int = 1) -> float:
+    """The kappa of an attacker who may name a list: mass of the ``guesses`` likeliest secrets.
 
     Args:
-        k: counts in 0..n.
-        n: number of trials, at least 1.
-        p: success probability, in (0, 1).
-        q: 1 - p, given apart because the subtraction would lose digits when p is close to 1.
+        prior: probabilities of all secrets, at least 0, adding up to 1.
+        guesses: length of the list, at least 1.
     """
-    k = np.asarray(k, dtype=np.float64)
-    inner = np.clip(k, 1, max(n - 1, 1))
-    rest = np.maximum(n - inner, 1)
-    total = np.asarray([float(n)])
-    saddle = _stirling_error(total) - _stirling_error(inner) - _stirling_error(rest)
-    saddle = saddle - _deviance(inner, n * p) - _deviance(rest, n * q)
-    saddle = saddle + 0.5 * (np.log(n / (2 * math.pi * inner)) - np.log(rest))
-    # The end points have closed forms, and the saddle point does not exist there.
-    return np.where(k == 0, n * _log(q, p), np.where(k == n, n * _log(p, q), saddle))
-
-
-def _log(p: float, q: float) -> float:
-    """ln p for p + q = 1, accurate for p close to 0 and close to 1."""
-    return math.log(p) if p < 0.5 else math.log1p(-q)
-
-
-class _Terms(NamedTuple):
-    """Log probabilities over a window of counts k, ascending; all arrays have the window's length."""
-
-    k: Array
-    log_p: Array
-    log_q: Array
-    p_below: Array
-    """ln P(S < k)."""
-    p_from: Array
-    """ln P(S >= k)."""
-    q_below: Array
-    """ln Q(S < k)."""
-    q_from: Array
-    """ln Q(S >= k)."""
-
-
-def _below(log_pmf: Array) -> Array:
-    return np.concatenate(([-np.inf], np.logaddexp.accumulate(log_pmf)[:-1]))
-
-
-def _from(log_pmf: Array) -> Array:
-    return np.logaddexp.accumulate(log_pmf[::-1])[::-1]
+    require_count("guesses", guesses)
+    mass = np.asarray(prior, dtype=np.float64)
+    proper = mass.size > 0 and bool(np.all(mass >= 0)) and abs(float(mass.sum()) - 1) < 1e-6
+    require(proper, "prior", "probabilities adding up to 1", float(mass.sum()))
+    return min(1.0, float(np.sort(mass)[-guesses:].sum()))
 
 
 def _normal_quantile(log_lower: Array, log_upper: Array) -> Array:
     """Phi^-1 of a probability given by its logarithm and that of its complement: the smaller one is exact."""
-    lower: Array = ndtri_exp(np.minimum(log_lower, 0))
-    upper: Array = -ndtri_exp(np.minimum(log_upper, 0))
-    return np.where(log_lower < log_upper, lower, upper)
+    smaller: Array = ndtri_exp(np.minimum(log_lower, log_upper))
+    return np.where(log_lower < log_upper, smaller, -smaller)
+
+
+def _scalar_quantile(log_lower: float, log_upper: float) -> float:
+    return float(_normal_quantile(np.asarray(log_lower), np.asarray(log_upper)))
+
+
+def _first(condition: Callable[[int], bool], low: int, high: int) -> int:
+    """Smallest integer in low..high that meets a condition which stays met; ``high`` if none below does."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if condition(middle) else (middle + 1, high)
+    return low
+
+
+def _bracket(gap: Callable[[float], float], floor: float, ceiling: float) -> tuple[float, float]:
+    """Neighbours around the zero of an increasing function; (ceiling, ceiling) if it stays below zero."""
+    low = high = min(0.0, ceiling)
+    while gap(high) <= 0:
+        if high == ceiling:
+            return ceiling, ceiling
+        low, high = high, min(high + 1, ceiling)
+    while gap(low) > 0:
+        if low <= floor:
+            raise ConfigError(f"the target must be one that mu = {math.exp(floor):g} a token meets, got a stricter one")
+        low, high = low - 1, low
+    return low, high
+
+
+def _first_near(exact: Callable[[int], bool], close: Callable[[int], bool], high: int) -> int:
+    """The same over 0..high, where a cheap condition is met first at most one count after the exact one.
+
+    Such a condition comes from :meth:`Binomial.signed_root`; a count more on either side covers its rounding.
+    """
+    guess = _first(close, 0, high)
+    return _first(exact, max(0, guess - 2), min(high, guess + 1))
 
 
 @dataclass(frozen=True)
@@ -122,8 +92,8 @@ class BinomialAccountant:
     """Exact privacy of ``tokens`` releases of a ``dim``-dimensional code at ``bits`` bits a coordinate.
 
     One token is the unit "token"; a prompt of T tokens is the unit "sequence" with ``tokens=T`` (worst case over
-    all T tokens changing at once). The length of the sequence is not protected. Repeated releases of one token
-    count like further tokens.
+    all T tokens changing at once); all tokens that a user ever released are the unit "user". The length of a
+    sequence is not protected. Repeated releases of one token count like further tokens.
 
     Args:
         dim: code width d, at least 1.
@@ -159,6 +129,78 @@ class BinomialAccountant:
         require_count("bits", bits, 1, 8)
         return cls(dim, bits, mu / math.hypot(2 * math.sqrt(dim * ((1 << bits) - 1)), mu), tokens)
 
+    @classmethod
+    def from_threshold(cls, threshold: int, dim: int, bits: int, tokens: int = 1, *, word_bits: int = 32) -> Self:
+        """The accountant of a sampler whose bits are 1 with probability at most threshold / 2^word_bits.
+
+        Args:
+            threshold: a_plus, more than half of 2^word_bits and less than all of it.
+            dim: code width d, at least 1.
+            bits: n, 1 to 8.
+            tokens: number T of releases, at least 1.
+            word_bits: size of the random words, 2 to 52: thresholds then are exact in floating point.
+        """
+        require_count("word_bits", word_bits, 2, 52)
+        half = 1 << (word_bits - 1)
+        require_count("threshold", threshold, half + 1, 2 * half - 1)
+        return cls(dim, bits, (threshold - half) / half, tokens)
+
+    @classmethod
+    def from_epsilon(cls, epsilon: float, delta: float, dim: int, bits: int, tokens: int = 1) -> Self:
+        """The loosest accountant whose ``tokens`` releases together are (epsilon, delta)-differentially private.
+
+        Args:
+            epsilon: positive.
+            delta: in [0, 1).
+            dim: code width d, at least 1.
+            bits: n, 1 to 8.
+            tokens: number T of releases that share the guarantee.
+
+        Raises:
+            ConfigError: an argument is out of range, or even mu = 1e-9 a token gives away more.
+        """
+        require_positive("epsilon", epsilon)
+        require(0 <= delta < 1, "delta", "in [0, 1)", delta)
+        return cls._loosest(lambda accountant: accountant.epsilon(delta) - epsilon, dim, bits, tokens)
+
+    @classmethod
+    def from_effective_mu(cls, mu: float, dim: int, bits: int, tokens: int = 1) -> Self:
+        """The loosest accountant whose ``tokens`` releases together are exactly mu-GDP: effective_mu <= mu."""
+        require_positive("mu", mu)
+        return cls._loosest(lambda accountant: accountant.effective_mu - mu, dim, bits, tokens)
+
+    @classmethod
+    def from_attack_bound(cls, bound: float, prior: float, dim: int, bits: int, tokens: int = 1) -> Self:
+        """The loosest accountant under which no attacker succeeds with more than probability ``bound``.
+
+        Args:
+            bound: largest success allowed, above ``prior`` and below 1.
+            prior: success of the best guess without the release, in (0, 1).
+            dim: code width d, at least 1.
+            bits: n, 1 to 8.
+            tokens: number T of releases that the attacker sees of one secret.
+        """
+        require(0 < prior < 1, "prior", "strictly between 0 and 1", prior)
+        require(prior < bound < 1, "bound", f"above the prior {prior} and below 1", bound)
+        return cls._loosest(lambda accountant: accountant.attack_bound(prior) - bound, dim, bits, tokens)
+
+    @classmethod
+    def _loosest(cls, excess: Callable[["BinomialAccountant"], float], dim: int, bits: int, tokens: int) -> Self:
+        """The largest mu with excess <= 0, an increasing function; what is returned has been tried itself."""
+        require_count("dim", dim)
+        require_count("bits", bits, 1, 8)
+
+        def gap(log_mu: float) -> float:
+            return excess(cls.from_mu(math.exp(log_mu), dim, bits, tokens))
+
+        ceiling = math.log(LOOSEST_SCALE * 2 * math.sqrt(dim * ((1 << bits) - 1)))
+        low, high = _bracket(gap, math.log(TIGHTEST_MU), ceiling)
+        root = high if gap(high) <= 0 else float(brentq(gap, low, high, xtol=1e-12, rtol=1e-12))
+        retreat = 1e-13
+        while gap(root) > 0:
+            root, retreat = root - retreat, 2 * retreat
+        return cls.from_mu(math.exp(root), dim, bits, tokens)
+
     @property
     def trials(self) -> int:
         """N = T d m, the number of Bernoulli bits released."""
@@ -174,15 +216,35 @@ class BinomialAccountant:
         """Pure differential privacy: the largest privacy loss N L, finite and attained."""
         return self.trials * self.step
 
+    @property
+    def mu_token(self) -> float:
+        """The mu that one token is nominally released at (Theorem 4.2); no guarantee, see :attr:`effective_mu`."""
+        return self.paper_mu / math.sqrt(self.tokens)
+
+    def amplitude(self, bound: float) -> float:
+        """A = c/r of the quantizer with clipping bound c."""
+        require_positive("bound", bound)
+        return bound / self.ratio
+
+    def compose(self, tokens: int) -> Self:
+        """The accountant of ``tokens`` independent releases of what this one describes (exact, same family).
+
+        The releases may be tokens of a sequence, repetitions of a token, or requests of a user; later inputs may
+        depend on earlier outputs.
+        """
+        require_count("tokens", tokens)
+        return type(self)(self.dim, self.bits, self.ratio, self.tokens * tokens)
+
     @cached_property
     def total_variation(self) -> float:
         """Total variation distance of the worst pair, delta at epsilon 0; 1 means that inputs can be told apart."""
         return self.delta(0.0)
 
-    def compose(self, tokens: int) -> Self:
-        """The accountant of ``tokens`` independent releases of what this one describes (exact, same family)."""
-        require_count("tokens", tokens)
-        return type(self)(self.dim, self.bits, self.ratio, self.tokens * tokens)
+    @cached_property
+    def log_overlap(self) -> float:
+        """ln(1 - total variation) = ln sum_k min(P(k), Q(k)): how much is left where TV rounds to 1."""
+        n = self.trials
+        return min(0.0, float(np.logaddexp(self._high.log_below((n + 1) // 2), self._high.log_below(n // 2 + 1))))
 
     def delta(self, epsilon: float) -> float:
         """Smallest delta such that the release is (epsilon, delta)-differentially private.
@@ -190,14 +252,30 @@ class BinomialAccountant:
         Args:
             epsilon: at least 0.
         """
+        return math.exp(self.log_delta(epsilon))
+
+    def log_delta(self, epsilon: float) -> float:
+        """ln delta(epsilon), -inf from :attr:`max_epsilon` on.
+
+        Args:
+            epsilon: at least 0.
+        """
         require(epsilon >= 0, "epsilon", "at least 0", epsilon)
+        return self._log_hockey_stick(epsilon)
+
+    def _log_hockey_stick(self, epsilon: float) -> float:
+        """Ln sum_k max(0, P(k) - e^epsilon Q(k)), for epsilon of either sign."""
         if epsilon >= self.max_epsilon:
-            return 0.0
-        terms = self._window
-        loss = (2 * terms.k - self.trials) * self.step
+            return -math.inf
+        high, n = self._high, self.trials
+        # The first count with a larger loss; one lower, because the division rounds.
+        start = max(0, math.floor((n + epsilon / self.step) / 2))
+        top = min(n, max(start, math.ceil(high.n * high.p)) + high.reach)
+        start = min(max(start, math.floor(high.n * high.p) - high.reach), top)
+        loss = (2 * np.arange(start, top + 1, dtype=np.float64) - n) * self.step
         keep = loss > epsilon
-        gain = np.log(-np.expm1(epsilon - loss[keep]))
-        return min(1.0, float(np.exp(logsumexp(terms.log_p[keep] + gain)))) if keep.any() else 0.0
+        terms = high.log_pmf(start, top)[keep] + np.log(-np.expm1(epsilon - loss[keep]))
+        return min(0.0, float(logsumexp(terms))) if terms.size else -math.inf
 
     def epsilon(self, delta: float) -> float:
         """Smallest epsilon such that the release is (epsilon, delta)-differentially private.
@@ -206,26 +284,48 @@ class BinomialAccountant:
             delta: in [0, 1).
         """
         require(0 <= delta < 1, "delta", "in [0, 1)", delta)
-        if delta == 0:
-            return self.max_epsilon
-        if delta >= self.total_variation:
-            return 0.0
-        at = self._segment(delta)
-        p_from, q_from = self._window.p_from[at], self._window.q_from[at]
-        # ln(P(S >= k) - delta) - ln Q(S >= k): on this segment delta(eps) is linear in e^eps.
-        return max(0.0, float(p_from + math.log1p(-delta * math.exp(-p_from)) - q_from))
+        return self.epsilon_at_log(math.log(delta) if delta else -math.inf)
 
-    def _segment(self, delta: float) -> int:
-        """Index of the smallest count k with delta((2k - N) L) <= delta, by bisection."""
-        k = self._window.k
-        low, high = int(np.searchsorted(k, self.trials // 2 + 1)), len(k) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self.delta((2 * k[middle] - self.trials) * self.step) <= delta:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+    def epsilon_at_log(self, log_delta: float) -> float:
+        """Smallest epsilon at a delta given by its natural logarithm, which may lie below that of any float.
+
+        Args:
+            log_delta: below 0.
+        """
+        require(log_delta < 0, "log_delta", "below 0", log_delta)
+        if log_delta == -math.inf:
+            return self.max_epsilon
+        if log_delta >= self._log_hockey_stick(0.0):
+            return 0.0
+        k = self._count_at(log_delta)
+        # On this segment delta(eps) = P(S >= k) - e^eps Q(S >= k).
+        log_p = self._high.log_from(k)
+        epsilon = log_p + log_complement(log_delta - log_p) - self._low.log_from(k)
+        return min(max(0.0, epsilon), self.max_epsilon)
+
+    def _count_at(self, log_delta: float) -> int:
+        """Smallest count k beyond N/2 with delta((2k - N) L) <= delta."""
+        knots, first = self._log_delta_knots
+        at = int(np.searchsorted(-knots, -log_delta))
+        # The table is complete for every float delta; outside it, knots are computed one by one.
+        if log_delta > -740 and (at > 0 or first == self.trials // 2 + 1):
+            return first + at
+        n = self.trials
+        return _first(lambda k: self._log_hockey_stick((2 * k - n) * self.step) <= log_delta, n // 2 + 1, n)
+
+    @cached_property
+    def _log_delta_knots(self) -> tuple[Array, int]:
+        """Ln delta((2k - N) L) for consecutive k, descending, and the first k (beyond N/2, 45 sigma below P's mean).
+
+        delta = (1 - x) sum_{j >= k} P(S > j) x^(j-k) with x = e^(-2L): positive terms, one cumulative sum.
+        """
+        high, n = self._high, self.trials
+        first = max(n // 2 + 1, math.floor(n * high.p) - high.reach)
+        tails = high.tails(first, min(n, math.ceil(n * high.p) + high.reach))
+        above = np.append(tails.upward[1:], high.log_from(int(tails.k[-1]) + 1))
+        decay = 2 * self.step * (tails.k - first)
+        total = np.logaddexp.accumulate((above - decay)[::-1])[::-1] + decay
+        return total + math.log(-math.expm1(-2 * self.step)), first
 
     @overload
     def tradeoff(self, alpha: float) -> float: ...
@@ -239,24 +339,84 @@ class BinomialAccountant:
         """
         levels = np.asarray(alpha, dtype=np.float64)
         require(bool(np.all((levels >= 0) & (levels <= 1))), "alpha", "in [0, 1]", alpha)
-        terms = self._window
-        knots = np.exp(terms.q_from)
+        p, q = self._tails_around_low
+        knots = np.exp(q.upward)
         # The test rejects S > k and randomises at S = k; k is the largest count with Q(S >= k) >= alpha.
         at = np.clip(np.searchsorted(-knots, -levels, side="right") - 1, 0, len(knots) - 1)
-        weight = np.exp(terms.log_q[at])
+        weight = np.exp(q.pmf[at])
         share = (knots[at] - levels) / np.where(weight > 0, weight, 1.0)
-        beta = np.exp(terms.p_below[at]) + np.clip(share, 0, 1) * np.exp(terms.log_p[at])
+        beta = np.exp(p.below[at]) + np.clip(share, 0, 1) * np.exp(p.pmf[at])
         beta = np.where(levels == 0, 1.0, np.where(levels == 1, 0.0, np.minimum(beta, 1.0)))
         return float(beta) if np.isscalar(alpha) else beta
 
+    def log_tradeoff(self, log_alpha: float) -> float:
+        """ln f(alpha) for alpha given by its natural logarithm; both may be far below any float.
+
+        Args:
+            log_alpha: at most 0; -1e-30 stands for an alpha that is 1e-30 short of 1.
+        """
+        k = self._segment(log_alpha)
+        log_q = self._low.log_from(k)
+        if log_alpha >= log_q:
+            return self._high.log_below(k)
+        line = self._slope(k) + log_q + log_complement(log_alpha - log_q)
+        log_beta = float(np.logaddexp(self._high.log_below(k), line))
+        # Close to 1, the power says more.
+        return log_beta if log_beta < -1 else log_complement(self.log_power(log_alpha))
+
+    def log_power(self, log_alpha: float) -> float:
+        """ln(1 - f(alpha)), the power of the best test: says more than f where alpha is small and f close to 1.
+
+        Args:
+            log_alpha: at most 0.
+        """
+        slope = self._slope(self._segment(log_alpha))
+        return min(0.0, float(np.logaddexp(self._log_hockey_stick(slope), slope + log_alpha)))
+
+    def _segment(self, log_alpha: float) -> int:
+        """The count k that the test of this level randomises at: Q(S > k) <= alpha <= Q(S >= k)."""
+        require(log_alpha <= 0, "log_alpha", "at most 0", log_alpha)
+        quantile = _scalar_quantile(log_complement(log_alpha), log_alpha)
+        return _first_near(
+            lambda k: self._low.log_from(k + 1) <= log_alpha,
+            lambda k: self._low.signed_root_at(k) >= quantile,
+            self.trials,
+        )
+
+    def _slope(self, k: int) -> float:
+        """Ln t_k = (2k - N) L: -t_k is the slope of f on the segment of count k."""
+        return (2 * k - self.trials) * self.step
+
     @cached_property
     def effective_mu(self) -> float:
-        """Smallest mu' for which the exact trade-off function is mu'-GDP; costs O(N) time and memory."""
-        terms = self._terms(0, self.trials)
-        # Knots (Q(S >= k), P(S < k)) of f for k = 1..N; G_mu' lies below f iff it lies below every knot.
-        type_one = _normal_quantile(terms.q_from, terms.q_below)[1:]
-        type_two = _normal_quantile(terms.p_below, terms.p_from)[1:]
-        return float(np.max(-type_one - type_two))
+        """Smallest mu' for which the exact trade-off function is mu'-GDP: f >= G_mu' everywhere."""
+        # Knots of f are (Q(S >= k), P(S < k)), k = 1..N; G_mu' lies below f iff it lies below every knot. The knots
+        # of k and N + 1 - k say the same, so half of them do.
+        half = (self.trials + 1) // 2
+        best = float(self._mu_of_knots(max(1, half - 1), half).max())
+        candidates = self._hopeful_blocks(best, half)
+        return max([best, *(float(self._mu_of_knots(low, high).max()) for low, high in candidates)])
+
+    def _mu_of_knots(self, low: int, high: int) -> Array:
+        """The mu whose Gaussian curve passes through the knot of each k = low..high."""
+        p, q = self._high.tails(low, high), self._low.tails(low, high)
+        return -_normal_quantile(q.upward, q.below) - _normal_quantile(p.below, p.upward)
+
+    def _hopeful_blocks(self, best: float, half: int) -> list[tuple[int, int]]:
+        """Runs of knots in 1..half whose upper bound on mu exceeds ``best``; at most a million knots each.
+
+        With w the signed root, mu at knot k is Phi^-1(Q(S <= k-1)) - Phi^-1(P(S <= k-1)) <= w_Q(k) - w_P(k-1), and
+        both roots increase, so a block a..b stays below w_Q(b) - w_P(a-1).
+        """
+        starts = np.arange(1, half + 1, _BLOCK, dtype=np.float64)
+        ends = np.minimum(starts + _BLOCK - 1, half)
+        bound = self._low.signed_root(ends) - self._high.signed_root(starts - 1)
+        # The margin covers rounding in the roots.
+        hopeful = np.flatnonzero(bound > best - 1e-6 * (1 + best))
+        groups = np.split(hopeful, np.flatnonzero(np.diff(hopeful) > 1) + 1) if hopeful.size else []
+        size = 1_000_000 // _BLOCK
+        parts = [run[i : i + size] for run in groups for i in range(0, len(run), size)]
+        return [(int(starts[part[0]]), int(ends[part[-1]])) for part in parts]
 
     @property
     def paper_mu(self) -> float:
@@ -276,30 +436,72 @@ class BinomialAccountant:
     def attack_bound(self, prior: float) -> float:
         """Upper bound on the probability that any attacker names the released secret, whatever else is known.
 
-        From e >= f(e kappa / (1 - kappa)) for the attacker's error e; at least as sharp as 1 - f(kappa).
+        From e >= f(e kappa / (1 - kappa)) for the attacker's error e; at least as sharp as
+        :meth:`tradeoff_attack_bound`.
 
         Args:
-            prior: largest prior probability kappa of one secret (of a list of guesses: their mass), in (0, 1].
+            prior: largest prior probability kappa of one secret (of a list of guesses: their mass,
+                :func:`prior_mass`), in (0, 1].
         """
         require(0 < prior <= 1, "prior", "in (0, 1]", prior)
         if prior == 1:
             return 1.0
-        terms = self._window
-        slope = (2 * terms.k - self.trials) * self.step
+        # On the segment of count k, success = (delta(ln t_k) + lambda t_k) / (1 + lambda t_k): positive terms.
+        k, odds = self._crossing(prior)
+        slope = self._slope(k)
+        log_success = np.logaddexp(self._log_hockey_stick(slope), odds + slope) - np.logaddexp(0, odds + slope)
+        return min(1.0, max(prior, math.exp(min(0.0, float(log_success)))))
+
+    def log_attack_error(self, prior: float) -> float:
+        """ln(1 - attack_bound): the least error of any attacker, where the bound itself rounds to 1.
+
+        Args:
+            prior: in (0, 1].
+        """
+        require(0 < prior <= 1, "prior", "in (0, 1]", prior)
+        if prior == 1:
+            return -math.inf
+        k, odds = self._crossing(prior)
+        slope = self._slope(k)
+        line = np.logaddexp(self._high.log_below(k), slope + self._low.log_from(k))
+        return min(0.0, float(line - np.logaddexp(0, odds + slope)))
+
+    def tradeoff_attack_bound(self, prior: float) -> float:
+        """The simpler bound 1 - f(kappa) on any attacker's success (reconstruction robustness).
+
+        Args:
+            prior: as in :meth:`attack_bound`.
+        """
+        require(0 < prior <= 1, "prior", "in (0, 1]", prior)
+        return min(1.0, max(prior, math.exp(self.log_power(math.log(prior)))))
+
+    def _crossing(self, prior: float) -> tuple[int, float]:
+        """The count k on whose segment f meets the line of slope (1 - kappa)/kappa, and ln lambda.
+
+        The knots' ratio P(S <= k) / Q(S > k) increases in k, hence a bisection.
+        """
         odds = math.log(prior) - math.log1p(-prior)
-        error = np.logaddexp(terms.p_below, slope + terms.q_from) - np.logaddexp(0, odds + slope)
-        return float(np.clip(-np.expm1(np.max(error)), prior, 1.0))
+        high, low = self._high, self._low
+
+        def beyond(k: int) -> bool:
+            return high.log_below(k + 1) - low.log_from(k + 1) >= -odds
+
+        def surely_beyond(k: int) -> bool:
+            return float(log_ndtr(high.signed_root_at(k)) - log_ndtr(-low.signed_root_at(k))) >= -odds
+
+        return _first_near(beyond, surely_beyond, self.trials), odds
 
     @cached_property
-    def _window(self) -> _Terms:
-        """The counts that matter: both means and 45 standard deviations around; beyond lies less than e^-1000."""
-        n, r = self.trials, self.ratio
-        reach = 45 * math.sqrt(n * (1 - r) * (1 + r)) / 2 + 500
-        low = math.floor(n * (1 - r) / 2 - reach)
-        return self._terms(max(0, low), min(n, n - low))
+    def _high(self) -> Binomial:
+        return Binomial(self.trials, (1 + self.ratio) / 2, (1 - self.ratio) / 2)
 
-    def _terms(self, low: int, high: int) -> _Terms:
-        k = np.arange(low, high + 1, dtype=np.float64)
-        log_p = binomial_log_pmf(k, self.trials, (1 + self.ratio) / 2, (1 - self.ratio) / 2)
-        log_q = log_p - (2 * k - self.trials) * self.step
-        return _Terms(k, log_p, log_q, _below(log_p), _from(log_p), _below(log_q), _from(log_q))
+    @cached_property
+    def _low(self) -> Binomial:
+        return Binomial(self.trials, (1 - self.ratio) / 2, (1 + self.ratio) / 2)
+
+    @cached_property
+    def _tails_around_low(self) -> tuple[Tails, Tails]:
+        """P and Q at every count that a float alpha can select: 45 standard deviations around Q's mean."""
+        mean, reach = self.trials * self._low.p, self._low.reach
+        window = max(0, math.floor(mean) - reach), min(self.trials, math.ceil(mean) + reach)
+        return self._high.tails(*window), self._low.tails(*window)

@@ -34,6 +34,11 @@ class Workspace:
         Raises:
             DelError: A model, encoder, corpus or setting is missing or impossible.
         """
+        if self.config.stage.name == "account":
+            from del_lightning.stages.account import accountant  # That module imports this one.
+
+            accountant(self.config)
+            return
         pick_device(self.config.trainer)
         check_llm(self.config.model)
         for corpus in {self.config.data.name, self.config.codec.corpus}:

@@ -1,8 +1,11 @@
 import dataclasses
+import math
 
 import pytest
 
-from del_lightning.privacy import BinomialAccountant, PrivacyStatement
+from del_lightning.errors import ConfigError
+from del_lightning.privacy import BinomialAccountant, GaussianAccountant, PrivacyStatement
+from del_lightning.privacy.statement import UNITS
 
 WEAK = PrivacyStatement.for_quantizer(dim=18, bits=4, mu=10.0, sequence_tokens=64)
 
@@ -58,3 +61,65 @@ def test_statements_cannot_be_changed() -> None:
         WEAK.mu_token = 1.0  # type: ignore[misc]
     with pytest.raises(TypeError):
         WEAK.parameters["mu"] = 1.0  # type: ignore[index]
+
+
+def test_units_are_compositions_of_the_token() -> None:
+    token = BinomialAccountant.from_mu(2.0, 18, 4)
+    found = PrivacyStatement.for_accountant(
+        token, sequence_tokens=16, span_tokens=4, user_tokens=1000, delta=1e-6, prior=0.01
+    )
+    assert [guarantee.unit for guarantee in found.units] == list(UNITS)
+    for unit, tokens in zip(UNITS, (1, 4, 16, 1000), strict=True):
+        accountant, guarantee = token.compose(tokens), found.at(unit)
+        assert guarantee.tokens == tokens
+        assert guarantee.epsilon == accountant.epsilon(1e-6)
+        assert guarantee.total_variation == accountant.total_variation
+        assert guarantee.max_epsilon == accountant.max_epsilon
+        assert guarantee.mu_effective == accountant.effective_mu
+        assert guarantee.attack_bound == accountant.attack_bound(0.01)
+    assert found.mu_token == pytest.approx(2.0, rel=1e-14)
+    line = found.summary()
+    assert f"{found.at('span').epsilon:.4g} a span of 4 tokens" in line
+    assert f"{found.at('user').epsilon:.4g} a user of 1000 tokens" in line
+    with pytest.raises(ConfigError, match=r"`unit` must be one of token, sequence, got 'user'"):
+        WEAK.at("user")
+    with pytest.raises(ConfigError, match=r"`unit` must be one of none, got 'token'"):
+        PrivacyStatement.none("clean", "").at("token")
+
+
+def test_effective_mu_of_a_huge_unit_is_left_out() -> None:
+    token = BinomialAccountant.from_mu(0.5, 256, 8)
+    found = PrivacyStatement.for_accountant(token, sequence_tokens=1, user_tokens=1000)
+    assert found.at("user").mu_effective is None
+    assert found.at("user").epsilon > found.at("sequence").epsilon
+
+
+def test_gaussian_composes_exactly() -> None:
+    found = PrivacyStatement.for_gaussian(mu=2.0, sequence_tokens=16, user_tokens=100, prior=0.05)
+    assert found.mu_effective == found.mu_token == 2.0
+    assert found.epsilon_token == GaussianAccountant(2.0).epsilon(1e-5)
+    assert found.epsilon_sequence == GaussianAccountant(8.0).epsilon(1e-5)
+    assert found.at("user").mu_effective == 20.0
+    assert found.at("user").attack_bound == GaussianAccountant(20.0).attack_bound(0.05)
+    assert found.max_epsilon == math.inf
+    assert found.columns().epsilon_sequence == found.epsilon_sequence
+
+
+def test_metric_privacy_claims_no_epsilon() -> None:
+    found = PrivacyStatement.for_metric("Laplace-like noise", eta=50.0, distance="L2 distance of embeddings")
+    assert found.epsilon_token is found.epsilon_sequence is found.mu_token is None
+    assert found.parameters == {"eta": 50.0}
+    assert "no differential privacy guarantee; metric privacy at eta 50" in found.summary()
+
+
+def test_substitution_adds_up_and_keeps_its_caveat() -> None:
+    found = PrivacyStatement.for_substitution(
+        "CUSTEXT", epsilon=3.0, sequence_tokens=20, caveat="within groups of 20 tokens only"
+    )
+    assert (found.epsilon_token, found.epsilon_sequence, found.delta) == (3.0, 60.0, 0.0)
+    assert found.summary().endswith("within groups of 20 tokens only")
+
+
+def test_a_bare_mu_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`epsilon_sequence` must be given wherever mu_token is, got None"):
+        PrivacyStatement(mechanism="x", mu_token=1.0)

@@ -1,0 +1,121 @@
+"""How fast is the simulation sampler beside m Bernoulli draws and torch.binomial, and what does a training step pay?
+
+Codes of random inputs at the paper's calibration (mu 10, d 18), one thread; turns alternate, and the medians are
+compared. The share of a training step is that of a batch's draws in a step measured on the packaged model.
+
+    python benchmarks/sampler.py        about a minute on one core
+
+Writes ``results/sampler.json``.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from _common import RESULTS, show, spread, write_result
+from torch import Tensor
+
+from del_lightning.config import ModelConfig
+from del_lightning.llm import load_llm
+from del_lightning.privacy import SecureSampler, StochasticQuantizer
+
+MU, DIM, BOUND = 10.0, 18, 0.05
+COORDINATES, TURNS = 147_456, 9
+"""A training batch: 8 blocks of 1,024 tokens."""
+LEAST_SPEEDUP = {4: 5.0, 8: 50.0}
+BATCH, TOKENS, VIRTUAL = 8, 96, 20
+"""The training step that draws are compared with, all of its tokens private; short, which is hard on the sampler."""
+
+
+def naive(quantizer: StochasticQuantizer, v: Tensor, generator: torch.Generator) -> Tensor:
+    """K as the sum of m comparisons, one trial at a time."""
+    chance = 0.5 + v.clamp(-BOUND, BOUND) / (2 * quantizer.amplitude)
+    codes = torch.zeros(v.shape, dtype=torch.uint8)
+    draw = torch.empty_like(chance)
+    for _ in range(quantizer.levels):
+        codes += torch.rand(v.shape, generator=generator, out=draw) < chance
+    return codes
+
+
+def torch_binomial(quantizer: StochasticQuantizer, v: Tensor, generator: torch.Generator) -> Tensor:
+    """K from torch's own sampler."""
+    chance = 0.5 + v.clamp(-BOUND, BOUND) / (2 * quantizer.amplitude)
+    return torch.binomial(torch.full_like(chance, quantizer.levels), chance, generator=generator).to(torch.uint8)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def compare(bits: int) -> dict[str, object]:
+    """Nanoseconds a coordinate of every sampler at one number of bits."""
+    quantizer = StochasticQuantizer.from_mu(MU, DIM, bits, BOUND)
+    secure = SecureSampler(bits, BOUND, MU, DIM)
+    generator = torch.Generator().manual_seed(0)
+    v = BOUND * (2 * torch.rand(COORDINATES // DIM, DIM, generator=generator) - 1)
+    work: dict[str, Callable[[], object]] = {
+        "ours": lambda: quantizer.encode(v, generator),
+        "naive": lambda: naive(quantizer, v, generator),
+        "torch.binomial": lambda: torch_binomial(quantizer, v, generator),
+        "secure (client)": lambda: secure.encode(v.numpy()),
+    }
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(TURNS + 1):
+        for name, call in work.items():
+            took = seconds(call)
+            if turn:  # the first warms up
+                times[name].append(1e9 * took / v.numel())
+    speedup = [slow / fast for slow, fast in zip(times["naive"], times["ours"], strict=True)]
+    return {
+        "bits": bits,
+        "nanoseconds": {name: spread(values) for name, values in times.items()},
+        "speedup": spread(speedup),
+        "least_speedup": LEAST_SPEEDUP.get(bits),
+    }
+
+
+def training_step() -> float:
+    """Seconds of one forward and backward pass to a soft prompt, median of three after a warm-up."""
+    llm = load_llm(ModelConfig())
+    prompt = torch.zeros(VIRTUAL, llm.hidden_size, requires_grad=True)
+    ids = torch.randint(0, llm.vocab_size, (BATCH, TOKENS), generator=torch.Generator().manual_seed(0))
+    embedded = torch.cat([torch.zeros(BATCH, VIRTUAL, llm.hidden_size), llm.embed(ids)], dim=1)
+    mask = torch.ones(embedded.shape[:2], dtype=torch.bool)
+
+    def step() -> None:
+        inputs = torch.cat([prompt.expand(BATCH, -1, -1), embedded[:, VIRTUAL:]], dim=1)
+        llm.logits(inputs, mask, mask).logsumexp(-1).mean().backward()
+
+    return median([seconds(step) for _ in range(4)][1:])
+
+
+def main() -> None:
+    """Measure, print, write."""
+    torch.set_num_threads(1)
+    cases = [compare(bits) for bits in (1, 2, 4, 8)]
+    for case in cases:
+        figures = ", ".join(f"{name} {show(value, '.1f')}" for name, value in case["nanoseconds"].items())
+        print(f"{case['bits']} bits, ns a coordinate: {figures}; {show(case['speedup'], '.1f')} times the naive speed")
+    step = training_step()
+    slowest = max(case["nanoseconds"]["ours"]["median"] for case in cases)
+    share = slowest * 1e-9 * BATCH * TOKENS * DIM / step
+    print(f"at most {share:.3%} of a training step of {step:.2f} s")
+    write_result(
+        RESULTS / "sampler.json",
+        {
+            "setting": {"mu": MU, "dim": DIM, "coordinates": COORDINATES, "turns": TURNS, "threads": 1},
+            "cases": cases,
+            "training_step": {"seconds": step, "tokens": BATCH * TOKENS, "share": share},
+        },
+    )
+    for case in cases:
+        least = case["least_speedup"]
+        assert least is None or case["speedup"]["median"] >= least, f"{case['bits']} bits: slower than {least} times"
+
+
+if __name__ == "__main__":
+    main()
