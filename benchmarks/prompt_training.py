@@ -66,8 +66,8 @@ class Case:
         return self.warmup + self.steps * self.turns
 
 
-_QUICKSTART = {"block_tokens": 56, "split_ratio": (0.4, 0.7), "contenders": (OURS, NOISY, PEFT), "turns": 8}
-_LONGER = {"block_tokens": 128, "split_ratio": (0.05, 0.5)}
+_QUICKSTART = {"block_tokens": 56, "split_ratio": (0.4, 0.7), "contenders": (OURS, NOISY, PEFT), "turns": 6}
+_LONGER = {"block_tokens": 128, "split_ratio": (0.05, 0.5), "turns": 3}
 CASES = (
     Case("quickstart, fp32", "float32", **_QUICKSTART),
     Case("quickstart, bf16", "bfloat16", **_QUICKSTART),
