@@ -444,6 +444,8 @@ class InverterConfig:
     """Steps between two validations; the weights of the best one are kept."""
     patience: int | None = None
     """Stop after this many validations without an improvement; null runs all steps."""
+    neighbours: bool = True
+    """Whether training starts at the exact posterior under bigrams; False starts at one token's: faster and weaker."""
 
     def __post_init__(self) -> None:
         for key in ("width", "layers", "heads", "steps", "batch_size", "validate_every", "patience"):

@@ -17,7 +17,7 @@ from del_lightning.artifacts import write_text
 from del_lightning.callbacks import History, at_step
 from del_lightning.config import TrainerConfig
 from del_lightning.data import Batch
-from del_lightning.errors import ConfigError
+from del_lightning.errors import ArtifactError, ConfigError
 from del_lightning.modules.base import FrozenBackboneModule
 
 MONITOR = "val/perplexity"
@@ -108,6 +108,9 @@ def fit(
     """Train ``module`` by its own schedule, resuming from ``folder`` if a run was interrupted there.
 
     The module ends with the weights of the best validation perplexity.
+
+    Raises:
+        ArtifactError: The run was resumed in a folder of another name, which lost its best validation.
     """
     schedule = module.config
     history = History(config.log_every)
@@ -135,11 +138,12 @@ def fit(
         )
         resume = last.path if last.path.exists() else None
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    if best.best_model_score is None:  # Lightning forgets the best so far when a resumed run finds another folder name.
+        raise ArtifactError(f"{folder} must hold the best validation of its run, got none: was it moved? Delete it")
     checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     # Lightning leaves everything, the shared language model too, on the CPU.
     module.to(pick_device(config))
-    assert best.best_model_score is not None
     return Fit(history.rows, trainer.global_step, float(best.best_model_score))
 
 
