@@ -9,6 +9,7 @@ Mean and maximum cover what the text is about on the whole and whether some toke
 never hidden.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,23 +25,23 @@ EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 12, 64, 3e-3, 1e-2
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts with a binary attribute.
+    """Texts with A binary attributes.
 
     Attributes:
         tokens: (N,) token ids of S texts one after the other.
         lengths: (S,) tokens of each text, at least 1; they sum to N.
-        attribute: (S,) 0 or 1.
+        attributes: (S, A) 0 or 1.
     """
 
     tokens: Tensor
     lengths: Tensor
-    attribute: Tensor
+    attributes: Tensor
 
     @classmethod
-    def of(cls, rows: list[list[int]], attribute: list[int]) -> "Texts":
-        """From one list of token ids a text."""
+    def of(cls, rows: list[list[int]], attributes: Iterable[list[int]]) -> "Texts":
+        """From one list of token ids a text, and one list of values an attribute."""
         flat = torch.tensor([token for row in rows for token in row])
-        return cls(flat, torch.tensor([len(row) for row in rows]), torch.tensor(attribute))
+        return cls(flat, torch.tensor([len(row) for row in rows]), torch.tensor(list(attributes)).T)
 
 
 class AttributeNetwork(nn.Module):
@@ -48,17 +49,18 @@ class AttributeNetwork(nn.Module):
 
     Args:
         width: Numbers a token.
+        attributes: A, how many are inferred at once.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, attributes: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.token = nn.Sequential(nn.Linear(width, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
-        self.text = nn.Linear(2 * WIDTH + 1, 1)
+        self.text = nn.Linear(2 * WIDTH + 1, attributes)
 
     def standardise(self, values: Tensor) -> None:
         """Take mean and spread from tokens (N, r)."""
@@ -66,7 +68,7 @@ class AttributeNetwork(nn.Module):
         self.scale.copy_(values.std(dim=0).clamp_min(1e-6))
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
-        """Log-odds of the attribute (S,) from tokens (N, r) and the texts' lengths (S,)."""
+        """Log-odds of the attributes (S, A) from tokens (N, r) and the texts' lengths (S,)."""
         hidden: Tensor = self.token((values - self.mean) / self.scale)
         text = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
         index = text[:, None].expand_as(hidden)
@@ -75,11 +77,11 @@ class AttributeNetwork(nn.Module):
             empty.scatter_reduce(0, index, hidden, reduction, include_self=False) for reduction in ("mean", "amax")
         ]
         odds: Tensor = self.text(torch.cat([*pooled, lengths.to(hidden).log()[:, None]], dim=1))
-        return odds[:, 0]
+        return odds
 
 
 class AttributeInference:
-    """An adaptive attacker of one attribute.
+    """An adaptive attacker of whole texts.
 
     Args:
         public: Texts that it learns from.
@@ -87,16 +89,16 @@ class AttributeInference:
         seed: Of its own randomness, which is never the victims'.
 
     Raises:
-        ConfigError: The public texts all have the same attribute.
+        ConfigError: The public texts are all alike in an attribute.
     """
 
     def __init__(self, public: Texts, held_out: Texts, seed: int = 0) -> None:
-        if len(set(public.attribute.tolist())) < 2:
-            raise ConfigError("`public` must hold texts with and without the attribute, got one kind only")
+        if not bool((public.attributes.amin(0) < public.attributes.amax(0)).all()):
+            raise ConfigError("`public` must hold texts with and without each attribute, got one kind only")
         self.public, self.held_out, self.seed = public, held_out, seed
 
     def __call__(self, method: Method, release: Release, lengths: Tensor) -> Tensor:
-        """Probability of the attribute (S,) for the texts of a release (1, N, ...) with these lengths (S,)."""
+        """Probability of each attribute (S, A) for the texts of a release (1, N, ...) with these lengths (S,)."""
         network = self._train(method)
         with torch.no_grad():
             odds: Tensor = network(_seen(method, release), lengths.to(release.payload.device))
@@ -108,7 +110,7 @@ class AttributeInference:
         first = self._release(method, self.public, "scale")
         with torch.random.fork_rng():
             torch.manual_seed(stream_seed("attribute network", self.seed))
-            network = AttributeNetwork(first.shape[1]).to(device)
+            network = AttributeNetwork(first.shape[1], self.public.attributes.shape[1]).to(device)
         network.standardise(first)
         optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         best, kept = float("inf"), network.state_dict()
@@ -127,7 +129,7 @@ class AttributeInference:
         order = torch.randperm(len(rows), generator=stream("attribute order", self.seed, epoch))
         for chosen in torch.split(order, BATCH):
             part = Texts(
-                self.public.tokens, self.public.lengths[chosen].to(device), self.public.attribute[chosen].to(device)
+                self.public.tokens, self.public.lengths[chosen].to(device), self.public.attributes[chosen].to(device)
             )
             optimizer.zero_grad()
             _loss(network, torch.cat([rows[i] for i in chosen.tolist()]), part).backward()  # type: ignore[no-untyped-call]
@@ -150,4 +152,4 @@ def _seen(method: Method, release: Release) -> Tensor:
 
 def _loss(network: AttributeNetwork, seen: Tensor, texts: Texts) -> Tensor:
     odds = network(seen, texts.lengths.to(seen.device))
-    return nn.functional.binary_cross_entropy_with_logits(odds, texts.attribute.to(seen.device).float())
+    return nn.functional.binary_cross_entropy_with_logits(odds, texts.attributes.to(seen.device).float())

@@ -248,14 +248,13 @@ def _infer(task: NluTask, front: Front) -> Outcome:
         "test": ("test", range(len(lengths))),
     }
     values = {part: data.attributes(split, list(rows)) for part, (split, rows) in parts.items()}
+    public, held_out = (
+        Texts.of(data.private_rows(*parts[part]), values[part].values()) for part in ("public", "held_out")
+    )
+    scores = AttributeInference(public, held_out, task.config.seeds[0])(method, release, lengths)
     found = []
-    for name in values["test"]:
-        public, held_out = (
-            Texts.of(data.private_rows(*parts[part]), values[part][name]) for part in ("public", "held_out")
-        )
-        truth = values["test"][name]
-        scores = AttributeInference(public, held_out, task.config.seeds[0])(method, release, lengths)
-        figures = over_examples([scores.tolist()], truth)
+    for column, (name, truth) in enumerate(values["test"].items()):
+        figures = over_examples([scores[:, column].tolist()], truth)
         share = sum(truth) / len(truth)
         entry = NluAttribute(
             label=front.setting.label,

@@ -17,9 +17,9 @@ MARKED = 7
 
 
 def texts(seed: int, count: int, *, longer: bool = False) -> Texts:
-    """Random texts of which half hold one marked token; with ``longer`` these are longer too."""
+    """Random texts: half hold a marked token, or with ``longer`` are longer; the second attribute is pure chance."""
     generator = stream("texts", seed)
-    rows, attribute = [], []
+    rows, attributes = [], [[], []]
     for i in range(count):
         has = i % 2
         length = int(torch.randint(5, 12, (), generator=generator)) + (8 * has if longer else 0)
@@ -27,8 +27,9 @@ def texts(seed: int, count: int, *, longer: bool = False) -> Texts:
         if has and not longer:
             row[int(torch.randint(len(row), (), generator=generator))] = MARKED
         rows.append(row)
-        attribute.append(has)
-    return Texts.of(rows, attribute)
+        attributes[0].append(has)
+        attributes[1].append(int(torch.randint(2, (), generator=generator)))
+    return Texts.of(rows, attributes)
 
 
 @pytest.fixture
@@ -40,8 +41,10 @@ def auc(method: Method, victims: Texts, *, longer: bool = False) -> float:
     attacker = AttributeInference(texts(0, 400, longer=longer), texts(1, 80, longer=longer))
     release = method.release(victims.tokens[None], stream("victims"))
     scores = attacker(method, release, victims.lengths)
-    assert scores.shape == victims.attribute.shape
-    return binary_figures(scores.tolist(), victims.attribute.tolist())["auc"]
+    assert scores.shape == victims.attributes.shape
+    first, chance = (binary_figures(scores[:, i], victims.attributes[:, i])["auc"] for i in range(2))
+    assert 0.35 < chance < 0.65
+    return first
 
 
 def quantised(table: Tensor, mu: float) -> DEL:
@@ -95,7 +98,7 @@ def test_attacker_never_uses_the_victims_noise(table: Tensor, monkeypatch: pytes
 
 
 def test_texts_of_different_lengths_are_pooled_apart() -> None:
-    network = AttributeNetwork(3).eval()
+    network = AttributeNetwork(3, 2).eval()
     values, lengths = torch.randn(9, 3), torch.tensor([2, 4, 3])
     together = network(values, lengths)
     for row, part in enumerate(torch.split(values, lengths.tolist())):
@@ -103,5 +106,5 @@ def test_texts_of_different_lengths_are_pooled_apart() -> None:
 
 
 def test_one_kind_of_text_teaches_nothing() -> None:
-    with pytest.raises(ConfigError, match="`public` must hold texts with and without the attribute"):
-        AttributeInference(Texts.of([[1], [2]], [0, 0]), texts(1, 4))
+    with pytest.raises(ConfigError, match="`public` must hold texts with and without each attribute"):
+        AttributeInference(Texts.of([[1], [2]], [[0, 0], [0, 1]]), texts(1, 4))

@@ -87,7 +87,7 @@ def config_for(model: Path, root: Path, out: Path) -> Config:
     return Config(
         title="Small NLU",
         out=str(out),
-        targets=[0.05, 0.3],
+        targets=[0.05, 0.15],
         stage=StageConfig(_target_="del_lightning.stages.nlu.run", name="nlu"),
         model=ModelConfig(name=str(model)),
         data=DataConfig(root=str(root), train_tokens=24, validation_blocks=4, eval_batch_size=4),
@@ -135,7 +135,7 @@ def records(out: Path) -> dict[Path, int]:
 
 
 LABELS = ["Clean prompt", "Mean embedding"] + [
-    f"DEL, {bits}, ASR {target}" for bits in ("2 bits", "4 bits") for target in (0.05, 0.3)
+    f"DEL, {bits}, ASR {target}" for bits in ("2 bits", "4 bits") for target in (0.05, 0.15)
 ]
 
 
@@ -210,7 +210,7 @@ def test_levels_are_calibrated_on_held_out_text_of_the_task(model: Path, root: P
     rows = {row.label: row for row in rows_of(board, "prompt")}
     assert rows["DEL, 2 bits, ASR 0.05"].value == board.calibrations[0].found["nearest"][0].value
     # Other bits need another parameter for the same success.
-    assert rows["DEL, 2 bits, ASR 0.3"].value != rows["DEL, 4 bits, ASR 0.3"].value
+    assert rows["DEL, 2 bits, ASR 0.05"].value != rows["DEL, 4 bits, ASR 0.05"].value
 
 
 def test_a_text_is_both_sentences(finished: Path, model: Path, root: Path) -> None:
