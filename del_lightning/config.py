@@ -566,19 +566,18 @@ class LoraConfig:
         _positive("nlu.lora.learning_rate", self.learning_rate)
 
 
-def _default_runs() -> dict[str, list[str]]:
-    fronts = ["clean", "mean", "del@1", "del@2", "del@4"]
-    return {variant: list(fronts) for variant in ("prompt", "snd", "snd-prompt")}
-
-
 @dataclass
 class NluConfig:
     """Classification of private text with a public template (stage `nlu`); soft prompts train as `prompt` says."""
 
     task: str = "sst2"
     """GLUE task: sst2, cola, mrpc, qqp, rte or qnli."""
-    runs: dict[str, list[str]] = field(default_factory=_default_runs)
-    """Way to classify -> front-ends it is run behind: methods, or a quantised one at so many bits (del@2)."""
+    ways: list[str] = field(default_factory=lambda: ["prompt", "snd", "snd-prompt"])
+    """Ways to classify, see :data:`NLU_VARIANTS`."""
+    fronts: list[str] = field(default_factory=lambda: ["clean", "mean", "del@1", "del@2", "del@4"])
+    """Front-ends that each of them is run behind: methods, or a quantised one at so many bits (del@2)."""
+    fronts_of: dict[str, list[str]] = field(default_factory=lambda: {"local": ["clean"]})
+    """Way to classify -> front-ends that it is run behind instead."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Each draws its own training examples, initial weights and noise."""
     head: str = "linear"
@@ -602,17 +601,25 @@ class NluConfig:
     def __post_init__(self) -> None:
         _one_of("nlu.task", self.task, GLUE_TASKS)
         _one_of("nlu.head", self.head, ("linear", "verbaliser"))
-        _require(len(self.runs) > 0, "nlu.runs", "a non-empty mapping", self.runs)
-        for variant, fronts in self.runs.items():
-            _one_of("nlu.runs", variant, NLU_VARIANTS)
+        _require(len(self.ways) > 0, "nlu.ways", "a non-empty list", self.ways)
+        for way in self.ways:
+            _one_of("nlu.ways", way, NLU_VARIANTS)
+        for key, fronts in {"fronts": self.fronts, **{f"fronts_of.{w}": f for w, f in self.fronts_of.items()}}.items():
             for front in fronts:
                 known = (front in METHODS and front not in _NOT_CLASSIFYING) or _AT_BITS.fullmatch(front)
-                _require(bool(known), f"nlu.runs.{variant}", "methods that send tokens, or del@1 to del@8", front)
+                _require(bool(known), f"nlu.{key}", "methods that send tokens, or del@1 to del@8", front)
+        for way in self.fronts_of:
+            _one_of("nlu.fronts_of", way, NLU_VARIANTS)
         _require(len(self.seeds) > 0, "nlu.seeds", "a non-empty list", self.seeds)
         _require(len(set(self.seeds)) == len(self.seeds), "nlu.seeds", "distinct", self.seeds)
         names = ("train_examples", "selection_examples", "eval_examples", "sentence_tokens", "draws", "eval_batch_size")
         for key in names:
             _at_least(f"nlu.{key}", getattr(self, key), 1)
+
+    @property
+    def runs(self) -> dict[str, list[str]]:
+        """Way to classify -> its front-ends."""
+        return {way: self.fronts_of.get(way, self.fronts) for way in self.ways}
 
 
 @dataclass

@@ -68,7 +68,7 @@ def low_rank_adapter(llm: FrozenLLM, config: LoraConfig, seed: int) -> Iterator[
         from peft import LoraConfig as Settings
         from peft import get_peft_model
     except ImportError:
-        raise ConfigError("`nlu.runs.lora` needs PEFT: run `pip install del-lightning[peft]`") from None
+        raise ConfigError("`nlu.ways` lora needs PEFT: run `pip install del-lightning[peft]`") from None
     settings = Settings(r=config.rank, lora_alpha=config.alpha, task_type="CAUSAL_LM")
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed)
@@ -79,7 +79,7 @@ def low_rank_adapter(llm: FrozenLLM, config: LoraConfig, seed: int) -> Iterator[
         except ValueError as error:
             reason = next(iter(str(error).splitlines()), "")
             raise ConfigError(
-                f"`nlu.runs.lora` must have a model that PEFT adapts, got {llm.name!r}: {reason}"
+                f"`nlu.ways` lora must have a model that PEFT adapts, got {llm.name!r}: {reason}"
             ) from None
     try:
         yield LowRankAdapter(model, llm.name)

@@ -1,6 +1,6 @@
 """One classifier behind one front-end under one seed: trained, evaluated, and kept as an artefact.
 
-Each way to classify of ``nlu.runs`` is a method of :class:`_Run`. All of them meet the same training examples, the
+Each way to classify is a method of :class:`_Run`. All of them meet the same training examples, the
 same reported examples and, under equal seeds, the very releases that the attacks read.
 """
 
@@ -54,7 +54,7 @@ class Front:
     """A front-end at one privacy level, and the workspace that builds it.
 
     Attributes:
-        name: As ``nlu.runs`` has it, for instance ``del@2``.
+        name: As ``nlu.fronts`` has it, for instance ``del@2``.
         bits: Bits a coordinate where the name gives them.
         view: Workspace with the task as its data and this front-end as its only method.
         setting: The privacy level.
@@ -81,7 +81,7 @@ class NluTask:
         self._clean: dict[tuple[str, int], CleanStates] = {}
 
     def fronts(self, name: str) -> list[Front]:
-        """A front-end of ``nlu.runs`` at every level that ``targets`` and ``matching`` ask for."""
+        """A front-end of the configuration at every level that ``targets`` and ``matching`` ask for."""
         bits = _bits(name)
         suffix = "" if bits is None else f", {bits} bit" + ("s" if bits > 1 else "")
         view = self.view(name)

@@ -1,6 +1,6 @@
 """Stage ``nlu``: classify private text behind every front-end, end to end and in the SnD framework, and report it.
 
-For each way to classify of ``nlu.runs``, each of its front-ends at each privacy level, and each seed: one artefact
+For each way to classify, each of its front-ends at each privacy level, and each seed: one artefact
 (:mod:`~del_lightning.stages.classification`). The front-ends are calibrated to the attack success targets on held-out
 text of the task itself, and attacked on the reported texts under the first seed.
 """

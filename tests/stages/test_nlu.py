@@ -97,9 +97,10 @@ def config_for(model: Path, root: Path, out: Path) -> Config:
         evaluate=EvaluateConfig(seeds=[0]),
         nlu=NluConfig(
             task="mrpc",
-            runs={"prompt": FRONTS, "snd": FRONTS, "linear": ["clean", "del@4"]}
-            | {variant: ["del@4"] for variant in ("lora", "snd-prompt", "snd-user")}
-            | {"local": ["clean"]},
+            ways=["prompt", "snd", "linear", "lora", "snd-prompt", "snd-user", "local"],
+            fronts=FRONTS,
+            fronts_of={"linear": ["clean", "del@4"], "local": ["clean"]}
+            | {way: ["del@4"] for way in ("lora", "snd-prompt", "snd-user")},
             seeds=SEEDS,
             train_examples=16,
             selection_examples=8,
@@ -320,10 +321,14 @@ def test_what_cannot_work_is_said_at_once(model: Path, root: Path, tmp_path: Pat
         Workspace(replace(config, nlu=replace(config.nlu, task="qqp"))).check()
     with pytest.raises(ConfigError, match="`targets` must hold a success rate to which del are calibrated"):
         Workspace(replace(config, targets=[])).check()
-    with pytest.raises(ConfigError, match=r"`nlu\.runs\.prompt` must be methods .* or del@1 to del@8, got 'del@9'"):
-        replace(config.nlu, runs={"prompt": ["del@9"]})
-    with pytest.raises(ConfigError, match=r"`nlu\.runs` must be one of linear, .* got 'zap'"):
-        replace(config.nlu, runs={"zap": ["clean"]})
+    with pytest.raises(ConfigError, match=r"`nlu\.fronts` must be methods .* or del@1 to del@8, got 'del@9'"):
+        replace(config.nlu, fronts=["del@9"])
+    with pytest.raises(ConfigError, match=r"`nlu\.fronts_of\.lora` must be methods .* got 'inferdpt'"):
+        replace(config.nlu, fronts_of={"lora": ["inferdpt"]})
+    with pytest.raises(ConfigError, match=r"`nlu\.ways` must be one of linear, .* got 'zap'"):
+        replace(config.nlu, ways=["zap"])
+    with pytest.raises(ConfigError, match=r"`attack\.suite` must be among .* got 'inverter'"):
+        Workspace(replace(config, attack=replace(config.attack, suite=["nearest", "inverter"]))).check()
 
 
 def test_noise_of_two_seeds_differs(model: Path, root: Path, finished: Path) -> None:
