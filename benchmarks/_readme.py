@@ -6,9 +6,9 @@ python benchmarks/_readme.py     prints the section; tests/test_readme.py checks
 from collections.abc import Callable
 from pathlib import Path
 
-from del_lightning.report import arrange, words
+from del_lightning.report import arrange, nlu, words
 from del_lightning.report.arrange import Entry
-from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow
+from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow, NluLeaderboard, NluRow
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"wikitext2": "WikiText-2", "ptb": "PTB"}
@@ -16,9 +16,46 @@ NONE = "–"
 
 
 def section() -> str:
-    """One table a committed leaderboard, in the order of their names."""
+    """One table a committed leaderboard, in the order of their names; then those of GLUE."""
     boards = [Leaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob("*/leaderboard.json"))]
-    return "\n\n".join(_table(board) for board in boards)
+    tasks = [
+        NluLeaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob("nlu/*/leaderboard.json"))
+    ]
+    return "\n\n".join([*(_table(board) for board in boards), *(nlu_table(board) for board in tasks)])
+
+
+def nlu_table(board: NluLeaderboard) -> str:
+    """Accuracy and AUC of every way to classify behind every front-end, beside what was sent and read."""
+    ways = nlu.variants(board)
+    never = nlu.majority(board).over_seeds["accuracy"].value
+    headings = ["front-end"]
+    headings += [f"{nlu.framework(way)}, {nlu.VARIANTS[way]}: {name}" for way in ways for name in ("accuracy", "AUC")]
+    headings += ["ASR, nearest neighbour", "ASR, strongest attack", "exact ε of a text", "bits a token"]
+    lines = [
+        f"**GLUE {board.task}**, {board.model}, {board.eval_examples} examples, {len(board.seeds)} seeds; "
+        f"{board.schedule}. Majority class: accuracy {never:.3f}. Brackets are 95% intervals over seeds, of ASR over "
+        "tokens.",
+        "",
+        "| " + " | ".join(headings) + " |",
+        "| --- |" + " ---: |" * (len(headings) - 1),
+    ]
+    return "\n".join([*lines, *(f"| {' | '.join(_nlu_cells(board, ways, front))} |" for front in nlu.fronts(board))])
+
+
+def _nlu_cells(board: NluLeaderboard, ways: list[str], front: NluRow) -> list[str]:
+    rows = [nlu.row_of(board, way, front.label) for way in ways]
+    figures = [_show(row and row.over_seeds[name], ".3f") for row in rows for name in ("accuracy", "auc")]
+    nearest = next((rate for name, rate in front.asr.items() if words.is_nearest(name)), None)
+    strongest = max(front.asr.values(), key=lambda rate: rate.value, default=None)
+    epsilon = None if front.privacy is None else front.privacy.epsilon_sequence
+    return [
+        front.label,
+        *figures,
+        _show(nearest, ".1%"),
+        _show(strongest, ".1%"),
+        "none" if epsilon is None else f"{epsilon:,.0f}",
+        f"{front.cost.bits_per_token:,.0f}",
+    ]
 
 
 def _entries(board: Leaderboard) -> list[Entry]:

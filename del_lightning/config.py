@@ -527,8 +527,8 @@ and the user's denoiser without any server."""
 NLU_VARIANTS = (*END_TO_END, *SND)
 """Ways to classify that stage ``nlu`` knows."""
 
-NLU_FRONT_END = re.compile(r"([\w-]+?)(?:@([1-8]))?")
-"""A method, or a method at so many bits: ``del@2``."""
+_AT_BITS = re.compile(r"(del|gaussian-code-nbit|gaussian-embedding-nbit)@[1-8]")
+_NOT_CLASSIFYING = ("inferdpt", "local-only")
 
 
 @dataclass
@@ -560,19 +560,14 @@ class LoraConfig:
     """Low-rank adapter of the server's model, on the schedule of `prompt`."""
 
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     """The adapter's output is scaled by alpha / rank."""
     learning_rate: float = 2e-4
 
     def __post_init__(self) -> None:
         _at_least("nlu.lora.rank", self.rank, 1)
-        _positive("nlu.lora.alpha", self.alpha)
+        _at_least("nlu.lora.alpha", self.alpha, 1)
         _positive("nlu.lora.learning_rate", self.learning_rate)
-
-
-def _default_runs() -> dict[str, list[str]]:
-    fronts = ["clean", "mean", "del@1", "del@2", "del@4"]
-    return {variant: list(fronts) for variant in ("prompt", "snd", "snd-prompt")}
 
 
 @dataclass
@@ -581,8 +576,12 @@ class NluConfig:
 
     task: str = "sst2"
     """GLUE task: sst2, cola, mrpc, qqp, rte or qnli."""
-    runs: dict[str, list[str]] = field(default_factory=_default_runs)
-    """Way to classify -> front-ends it is run behind: methods, or a method at so many bits (del@2)."""
+    ways: list[str] = field(default_factory=lambda: ["prompt", "snd", "snd-prompt"])
+    """Ways to classify, see :data:`NLU_VARIANTS`."""
+    fronts: list[str] = field(default_factory=lambda: ["clean", "mean", "del@1", "del@2", "del@4"])
+    """Front-ends that each of them is run behind: methods, or a quantised one at so many bits (del@2)."""
+    fronts_of: dict[str, list[str]] = field(default_factory=lambda: {"local": ["clean"]})
+    """Way to classify -> front-ends that it is run behind instead."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Each draws its own training examples, initial weights and noise."""
     head: str = "linear"
@@ -598,24 +597,33 @@ class NluConfig:
     draws: int = 2
     """Releases of each training example that a head on cached features learns from."""
     eval_batch_size: int = 32
+    keep_denoisers: bool = False
+    """Leave the weights of every trained denoiser in its artefact (60 MB each at width 576)."""
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         _one_of("nlu.task", self.task, GLUE_TASKS)
         _one_of("nlu.head", self.head, ("linear", "verbaliser"))
-        _require(len(self.runs) > 0, "nlu.runs", "a non-empty mapping", self.runs)
-        for variant, fronts in self.runs.items():
-            _one_of("nlu.runs", variant, NLU_VARIANTS)
+        _require(len(self.ways) > 0, "nlu.ways", "a non-empty list", self.ways)
+        for way in self.ways:
+            _one_of("nlu.ways", way, NLU_VARIANTS)
+        for key, fronts in {"fronts": self.fronts, **{f"fronts_of.{w}": f for w, f in self.fronts_of.items()}}.items():
             for front in fronts:
-                match = NLU_FRONT_END.fullmatch(front)
-                known = match is not None and match[1] in METHODS
-                _require(known, f"nlu.runs.{variant}", "methods, each possibly with @bits", front)
+                known = (front in METHODS and front not in _NOT_CLASSIFYING) or _AT_BITS.fullmatch(front)
+                _require(bool(known), f"nlu.{key}", "methods that send tokens, or del@1 to del@8", front)
+        for way in self.fronts_of:
+            _one_of("nlu.fronts_of", way, NLU_VARIANTS)
         _require(len(self.seeds) > 0, "nlu.seeds", "a non-empty list", self.seeds)
         _require(len(set(self.seeds)) == len(self.seeds), "nlu.seeds", "distinct", self.seeds)
         names = ("train_examples", "selection_examples", "eval_examples", "sentence_tokens", "draws", "eval_batch_size")
         for key in names:
             _at_least(f"nlu.{key}", getattr(self, key), 1)
+
+    @property
+    def runs(self) -> dict[str, list[str]]:
+        """Way to classify -> its front-ends."""
+        return {way: self.fronts_of.get(way, self.fronts) for way in self.ways}
 
 
 @dataclass

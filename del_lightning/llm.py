@@ -1,11 +1,12 @@
 """The frozen causal language model that the server runs.
 
 Any ``AutoModelForCausalLM`` will do. It comes from a packaged asset, a local folder or the hub, always as
-safetensors and never with code of its own. :class:`FrozenLLM` shows the rest of the framework four things:
+safetensors and never with code of its own. :class:`FrozenLLM` shows the rest of the framework five things:
 
     embed(ids)                  token embeddings as the first layer receives them        (..., b)
     embedding_table()           the same for the whole vocabulary                        (V, b)
     logits(embeddings, keep)    next-token logits, computed only at the kept positions   (N, V)
+    last(embeddings)            state and next-token logits after each whole sequence    (B, h), (B, V)
     generate(embeddings)        continuations, batched with left padding and a KV cache
 """
 
@@ -145,35 +146,63 @@ class FrozenLLM(nn.Module):
         inputs_embeds, attention_mask, keep = _pad_left(inputs_embeds.to(self.dtype), attention_mask, keep)
         cache = None
         if shared and len(keep) > 1 and self.shares_states and bool(attention_mask.all()):
-            cache = DynamicCache(config=self.model.config)
-            self._kept_logits(inputs_embeds[:1, :shared], attention_mask[:1, :shared], keep[:1, :shared], cache)
-            cache.batch_repeat_interleave(len(keep))
+            cache = self._shared_start(inputs_embeds[:1, :shared], len(keep))
             inputs_embeds, keep = inputs_embeds[:, shared:], keep[:, shared:]
-        return self._kept_logits(inputs_embeds, attention_mask, keep, cache)
+        return self._kept(inputs_embeds, keep, attention_mask, cache)[1]
 
-    def _kept_logits(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, keep: Tensor, cache: DynamicCache | None
-    ) -> Tensor:
-        """Logits (N, V) of the last T positions; the mask (B, S + T) covers the cache's S positions too."""
+    def last(self, inputs_embeds: Tensor, attention_mask: Tensor, *, shared: int = 0) -> tuple[Tensor, Tensor]:
+        """Final hidden states (B, h) and next-token logits (B, V) at the last real position of every sequence.
+
+        The states are what the output layer receives. Padding moves to the right, where a causal model never sees
+        it, so unlike in :meth:`logits` the shared start runs once for padded sequences too.
+
+        Args:
+            inputs_embeds: (B, T, b) of any float type; gradients flow back to it.
+            attention_mask: (B, T), true on real positions, at least one a row; padding may be anywhere.
+            shared: So many positions at the start are real and the same in every sequence; gradients flow back to
+                row 0 alone.
+        """
+        inputs_embeds, attention_mask = _pad_right(inputs_embeds.to(self.dtype), attention_mask)
+        cache = None
+        if shared and len(inputs_embeds) > 1 and self.shares_states:
+            cache = self._shared_start(inputs_embeds[:1, :shared], len(inputs_embeds))
+            inputs_embeds, attention_mask = inputs_embeds[:, shared:], attention_mask[:, shared:]
+        ends = attention_mask.long().sum(dim=1, keepdim=True) - 1
+        keep = torch.arange(attention_mask.shape[1], device=ends.device) == ends
+        return self._kept(inputs_embeds, keep, None, cache)
+
+    def _shared_start(self, inputs_embeds: Tensor, rows: int) -> DynamicCache:
+        """Keys and values of a start (1, S, b) without padding, for ``rows`` sequences."""
+        cache = DynamicCache(config=self.model.config)
+        nothing = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+        self._kept(inputs_embeds, nothing, None, cache)
+        cache.batch_repeat_interleave(rows)
+        return cache
+
+    def _kept(
+        self, inputs_embeds: Tensor, keep: Tensor, attention_mask: Tensor | None, cache: DynamicCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """States (N, h) and logits (N, V) at the kept ones of the last T positions.
+
+        The mask (B, S + T) covers the cache's S positions too; None where no kept position could see padding.
+        """
+        kept: list[Tensor] = []
 
         def select(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (args[0][keep].unsqueeze(0), *args[1:])
+            kept.append(args[0][keep])
+            return (kept[0].unsqueeze(0), *args[1:])
 
-        positions = {name: ids[:, -keep.shape[1] :] for name, ids in self._positions(attention_mask).items()}
-        states = {} if cache is None else {"past_key_values": cache}
+        settings: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+        if attention_mask is not None:
+            settings["attention_mask"] = attention_mask.long()
+            settings |= {name: ids[:, -keep.shape[1] :] for name, ids in self._positions(attention_mask).items()}
         head = cast(Any, self.model).get_output_embeddings()
         hook = head.register_forward_pre_hook(select)
         try:
-            output = self.model(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask.long(),
-                use_cache=cache is not None,
-                **positions,
-                **states,
-            )
+            output = self.model(inputs_embeds=inputs_embeds, use_cache=cache is not None, **settings)
         finally:
             hook.remove()
-        return cast(Tensor, output.logits[0])
+        return kept[0], cast(Tensor, output.logits[0])
 
     def next_logits(
         self,
@@ -324,7 +353,7 @@ class Continuations:
         self._cache = DynamicCache(config=llm.model.config)
         seen = torch.ones(1, len(beginning), dtype=torch.bool, device=llm.device)
         last = torch.arange(1, len(beginning) + 1, device=llm.device)[None] == len(beginning)
-        self.logits = llm._kept_logits(beginning[None].to(llm.dtype), seen, last, self._cache)
+        _, self.logits = llm._kept(beginning[None].to(llm.dtype), last, seen, self._cache)
 
     @torch.no_grad()
     def extend(self, parents: Tensor, tokens: Tensor) -> Tensor:
@@ -332,7 +361,7 @@ class Continuations:
         self._cache.reorder_cache(cast(torch.LongTensor, parents))
         self._length += 1
         seen = torch.ones(len(tokens), self._length, dtype=torch.bool, device=tokens.device)
-        self.logits = self._llm._kept_logits(self._llm.embed(tokens)[:, None], seen, seen[:, -1:], self._cache)
+        _, self.logits = self._llm._kept(self._llm.embed(tokens)[:, None], seen[:, -1:], seen, self._cache)
         return self.logits
 
 
@@ -345,6 +374,12 @@ def _pad_left(embeddings: Tensor, mask: Tensor, keep: Tensor) -> tuple[Tensor, T
     order = mask.bool().long().argsort(dim=1, stable=True)
     rows = order[..., None].expand_as(embeddings)
     return embeddings.gather(1, rows), mask.gather(1, order), keep.gather(1, order)
+
+
+def _pad_right(embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Move all padding to the right: embeddings (B, T, b) and mask (B, T)."""
+    order = mask.bool().long().argsort(dim=1, stable=True, descending=True)
+    return embeddings.gather(1, order[..., None].expand_as(embeddings)), mask.gather(1, order)
 
 
 def _bytes(weight: Tensor) -> bytes:

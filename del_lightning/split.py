@@ -84,6 +84,15 @@ class SplitModel(nn.Module):
         keep = nn.functional.pad(predicting_positions(batch.target_mask), (virtual, 0))
         return self.llm.logits(embeddings, attention_mask, keep, shared=virtual)
 
+    def pooled(self, batch: Batch, release: Release | None) -> Tensor:
+        """Final hidden state (B, h) at the last position, which alone has seen the whole sequence."""
+        return self.last(batch, release)[0]
+
+    def last(self, batch: Batch, release: Release | None) -> tuple[Tensor, Tensor]:
+        """Final hidden states (B, h) and next-token logits (B, V) at the last position of every sequence."""
+        embeddings, attention_mask = self.prepend_prompt(self.embed(batch, release), batch.attention_mask)
+        return self.llm.last(embeddings, attention_mask, shared=embeddings.shape[1] - batch.input_ids.shape[1])
+
     def loss(self, batch: Batch, release: Release | None) -> Tensor:
         """Mean negative log-likelihood of the continuation tokens, in nats."""
         return nn.functional.cross_entropy(self.logits(batch, release).float(), targets(batch))

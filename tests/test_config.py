@@ -33,7 +33,7 @@ from del_lightning.config import (
 )
 from del_lightning.errors import ConfigError
 
-STAGES = ("account", "codec", "calibrate", "prompt", "attack", "evaluate", "report", "pipeline")
+STAGES = ("account", "codec", "calibrate", "prompt", "attack", "evaluate", "report", "pipeline", "nlu")
 
 
 def composed(*overrides: str) -> Config:
@@ -62,7 +62,7 @@ def test_defaults_compose() -> None:
 
 def test_the_experiments_that_the_readme_names_are_there() -> None:
     papers = {"paper/wikitext2", "paper/ptb", "paper/cnn_dailymail"}
-    assert set(experiments()) >= {"quickstart", "cpu/wikitext2", "cpu/ptb"} | papers
+    assert set(experiments()) >= {"quickstart", "cpu/wikitext2", "cpu/ptb", "cpu/sst2", "cpu/mrpc", "cpu/qqp"} | papers
 
 
 @pytest.mark.parametrize("name", experiments())

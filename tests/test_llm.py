@@ -80,6 +80,39 @@ def test_padding_never_changes_logits(model: FrozenLLM, gap: int) -> None:
         torch.testing.assert_close(logits, model.model(input_ids=row[None]).logits[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shared", [0, 3])
+def test_last_position_is_found_behind_any_padding(model: FrozenLLM, shared: int) -> None:
+    """Its state is what the output layer turns into its logits; a shared start is run once."""
+    start = random_ids(shared, seed=1)
+    rows = [torch.cat([start, random_ids(n, seed=n)]) for n in (4, 16, 9)]
+    ids, mask = padded(rows, shared)
+    lengths: list[int] = []
+    count = model.model.register_forward_pre_hook(
+        lambda _m, _a, kwargs: lengths.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
+    states, logits = model.last(model.embed(ids), mask, shared=shared)
+    count.remove()
+    for row, state, found in zip(rows, states, logits, strict=True):
+        plain = model.model(input_ids=row[None], output_hidden_states=True)
+        torch.testing.assert_close(found, plain.logits[0, -1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(state, plain.hidden_states[-1][0, -1], atol=1e-4, rtol=1e-4)
+    assert lengths == ([shared, 3 * 16] if shared else [3 * 16])
+
+
+def test_gradient_of_the_last_state_reaches_a_shared_start(model: FrozenLLM) -> None:
+    ids, mask = padded([random_ids(n, seed=2) for n in (5, 8)], 2)
+    ids[1, :2] = ids[0, :2]
+    grads = []
+    for shared in (0, 2):
+        start = model.embed(ids[:1, :2]).detach().requires_grad_(True)
+        embeddings = torch.cat([start.expand(2, -1, -1), model.embed(ids[:, 2:])], dim=1)
+        model.last(embeddings, mask, shared=shared)[0].square().sum().backward()
+        grads.append(start.grad)
+    assert grads[0] is not None
+    assert float(grads[0].norm()) > 0
+    torch.testing.assert_close(grads[1], grads[0], atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("gap", [0, 2])
 def test_padding_never_changes_greedy_generation(model: FrozenLLM, gap: int) -> None:
     rows = [random_ids(n, seed=n) for n in (4, 15, 9)]

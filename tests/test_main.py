@@ -13,7 +13,10 @@ from del_lightning.stages.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 Run = Callable[..., tuple[int, str, str]]
-STAGES = ("account", "codec", "calibrate", "prompt", "attack", "evaluate", "report", "export", "serve", "pipeline")
+STAGES = (
+    *("account", "codec", "calibrate", "prompt", "attack", "evaluate", "report", "pipeline"),
+    *("nlu", "export", "serve"),
+)
 
 
 @pytest.fixture

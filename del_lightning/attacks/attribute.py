@@ -1,147 +1,155 @@
-"""Attribute inference: what releases tell about a whole text, without naming any of its tokens.
+"""Attribute inference: what does a release tell about its text as a whole, when no single token can be read?
 
-The attacker has releases of texts whose label is known (a sentiment, whether a number occurs) and trains a
-classifier on them; the mechanism is public, so such data cost nothing. A text is summarised by the mean over its
-positions of what the server restores and of the embedding that the exact posterior expects, and by its length,
-which is never protected. Success is accuracy beyond always naming the commonest label.
+The attacker knows the mechanism, so it privatises public texts with known attributes itself, with fresh randomness at
+every pass, and trains a small network on what the server would see:
+
+    release -> restored tokens -> two layers a token -> mean, maximum, length -> linear -> attribute or not
+
+Mean and maximum cover what the text is about on the whole and whether some token occurs in it at all; the length is
+never hidden.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from del_lightning.attacks.inversion import log_likelihoods
-from del_lightning.attacks.inverter import principal_directions
 from del_lightning.errors import ConfigError
 from del_lightning.methods import Method, Release
-from del_lightning.metrics.intervals import bootstrap_mean, clopper_pearson
-from del_lightning.report.schema import Estimate
+from del_lightning.seeding import stream, stream_seed
 
-WIDTH = 128
-"""Principal directions of the embedding table in which a text is summarised."""
-STRENGTHS = tuple(10.0**power for power in range(-4, 3))
-"""Inverse regularisation strengths among which inner cross-validation chooses."""
-
-TOKEN_CLASSES: Mapping[str, Callable[[str], bool]] = {
-    "number": lambda text: any(map(str.isdigit, text)),
-    "name": lambda text: re.search(r"(?<![.!?])[^\S\n][A-Z][a-z]", text) is not None,
-}
-"""Whether a text holds a digit, or a capitalised word that opens no sentence."""
+WIDTH = 64
+EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 12, 64, 3e-3, 1e-2
 
 
 @dataclass(frozen=True)
-class AttributeSuccess:
-    """Outcome of one attribute attack over S texts.
+class Texts:
+    """Texts with A binary attributes.
 
     Attributes:
-        accuracy: Share of texts whose label is named, each by a classifier that was trained on other texts.
-        majority: The same when always naming the label that is commonest among the training texts.
-        gain: Accuracy minus majority, paired over texts.
+        tokens: (N,) token ids of S texts one after the other.
+        lengths: (S,) tokens of each text, at least 1; they sum to N.
+        attributes: (S, A) 0 or 1.
     """
 
-    accuracy: Estimate
-    majority: Estimate
-    gain: Estimate
+    tokens: Tensor
+    lengths: Tensor
+    attributes: Tensor
+
+    @classmethod
+    def of(cls, rows: list[list[int]], attributes: Iterable[list[int]]) -> "Texts":
+        """From one list of token ids a text, and one list of values an attribute."""
+        flat = torch.tensor([token for row in rows for token in row])
+        return cls(flat, torch.tensor([len(row) for row in rows]), torch.tensor(list(attributes)).T)
 
 
-@torch.no_grad()
-def summaries(method: Method, release: Release, lengths: Tensor, prior: Tensor) -> NDArray[np.float64]:
-    """One row of numbers a text, (S, 2 * 128 + 1), fewer if embeddings are narrower.
-
-    Each of the three parts has mean zero in every column and variance one over all its columns: scaling every column by
-    itself would blow up the directions that a narrow code does not reach.
+class AttributeNetwork(nn.Module):
+    """Two layers a token, mean and maximum over tokens and their number, a linear layer.
 
     Args:
-        method: The front-end that made the release.
-        release: (1, N, ...): the tokens of S texts one after the other.
-        lengths: (S,) tokens of each text.
-        prior: (V,) ln Pr(token).
+        width: Numbers a token.
+        attributes: A, how many are inferred at once.
     """
-    table = method.embedding_table
-    directions = principal_directions(table, prior.exp(), min(WIDTH, table.shape[1]))
-    words = table @ directions
-    expected = [(piece + prior).softmax(-1) @ words for piece in log_likelihoods(method, release)]
-    parts = [method.restore(release)[0].float() @ directions, torch.cat(expected)]
-    means = [torch.stack([rows.mean(0) for rows in torch.split(part, lengths.tolist())]) for part in parts]
-    return np.hstack([_scaled(block) for block in (*means, lengths[:, None].double().log())])
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int, attributes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.token = nn.Sequential(nn.Linear(width, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
+        self.text = nn.Linear(2 * WIDTH + 1, attributes)
+
+    def standardise(self, values: Tensor) -> None:
+        """Take mean and spread from tokens (N, r)."""
+        self.mean.copy_(values.mean(dim=0))
+        self.scale.copy_(values.std(dim=0).clamp_min(1e-6))
+
+    def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
+        """Log-odds of the attributes (S, A) from tokens (N, r) and the texts' lengths (S,)."""
+        hidden: Tensor = self.token((values - self.mean) / self.scale)
+        text = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        index = text[:, None].expand_as(hidden)
+        empty = hidden.new_zeros(len(lengths), WIDTH)
+        pooled = [
+            empty.scatter_reduce(0, index, hidden, reduction, include_self=False) for reduction in ("mean", "amax")
+        ]
+        odds: Tensor = self.text(torch.cat([*pooled, lengths.to(hidden).log()[:, None]], dim=1))
+        return odds
 
 
-def _scaled(block: Tensor) -> NDArray[np.float64]:
-    columns = block.double().cpu().numpy()
-    centred = columns - columns.mean(0)
-    scaled: NDArray[np.float64] = centred / max(float(centred.std()), 1e-12)
-    return scaled
-
-
-def attribute_inference(
-    method: Method,
-    release: Release,
-    lengths: Tensor,
-    labels: ArrayLike,
-    prior: Tensor,
-    *,
-    folds: int = 5,
-    seed: int = 0,
-) -> AttributeSuccess:
-    """Train and test a classifier from releases to labels by cross-validation.
+class AttributeInference:
+    """An adaptive attacker of whole texts.
 
     Args:
-        method: The front-end that made the release.
-        release: (1, N, ...): the tokens of S texts one after the other.
-        lengths: (S,) tokens of each text.
-        labels: (S,) the sensitive label of each text.
-        prior: (V,) ln Pr(token).
-        folds: Parts of the texts; each is tested by a classifier trained on the others. At least 2.
-        seed: Of the division into parts.
+        public: Texts that it learns from.
+        held_out: Texts that choose the best pass.
+        seed: Of its own randomness, which is never the victims'.
 
     Raises:
-        ConfigError: Not one label a text, or not at least two labels with ``folds`` texts each.
+        ConfigError: The public texts are all alike in an attribute.
     """
-    from sklearn.dummy import DummyClassifier
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
 
-    truth = _checked(labels, lengths, folds)
-    rows = summaries(method, release, lengths, prior)
-    parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    inner = StratifiedKFold(min(3, folds))
-    tuned = GridSearchCV(LogisticRegression(max_iter=500), {"C": STRENGTHS}, scoring="neg_log_loss", cv=inner)
-    named, common = (cross_val_predict(model, rows, truth, cv=parts) for model in (tuned, DummyClassifier()))
-    hits, majority = named == truth, common == truth
-    return AttributeSuccess(
-        accuracy=clopper_pearson(int(hits.sum()), len(truth)),
-        majority=clopper_pearson(int(majority.sum()), len(truth)),
-        gain=bootstrap_mean(hits.astype(np.float64) - majority),
-    )
+    def __init__(self, public: Texts, held_out: Texts, seed: int = 0) -> None:
+        if not bool((public.attributes.amin(0) < public.attributes.amax(0)).all()):
+            raise ConfigError("`public` must hold texts with and without each attribute, got one kind only")
+        self.public, self.held_out, self.seed = public, held_out, seed
+
+    def __call__(self, method: Method, release: Release, lengths: Tensor) -> Tensor:
+        """Probability of each attribute (S, A) for the texts of a release (1, N, ...) with these lengths (S,)."""
+        network = self._train(method)
+        with torch.no_grad():
+            odds: Tensor = network(_seen(method, release), lengths.to(release.payload.device))
+        return odds.sigmoid().cpu()
+
+    def _train(self, method: Method) -> AttributeNetwork:
+        device = method.embedding_table.device
+        held_out = self._release(method, self.held_out, "held out")
+        first = self._release(method, self.public, "scale")
+        with torch.random.fork_rng():
+            torch.manual_seed(stream_seed("attribute network", self.seed))
+            network = AttributeNetwork(first.shape[1], self.public.attributes.shape[1]).to(device)
+        network.standardise(first)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        best, kept = float("inf"), network.state_dict()
+        for epoch in range(EPOCHS):
+            self._epoch(network, optimizer, self._release(method, self.public, f"pass {epoch}"), epoch)
+            with torch.no_grad():
+                loss = float(_loss(network, held_out, self.held_out))
+            if loss < best:
+                best, kept = loss, {name: value.clone() for name, value in network.state_dict().items()}
+        network.load_state_dict(kept)
+        return network
+
+    def _epoch(self, network: AttributeNetwork, optimizer: torch.optim.Optimizer, seen: Tensor, epoch: int) -> None:
+        device = seen.device
+        rows = torch.split(seen, self.public.lengths.tolist())
+        order = torch.randperm(len(rows), generator=stream("attribute order", self.seed, epoch))
+        for chosen in torch.split(order, BATCH):
+            part = Texts(
+                self.public.tokens, self.public.lengths[chosen].to(device), self.public.attributes[chosen].to(device)
+            )
+            optimizer.zero_grad()
+            _loss(network, torch.cat([rows[i] for i in chosen.tolist()]), part).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    @torch.no_grad()
+    def _release(self, method: Method, texts: Texts, purpose: str) -> Tensor:
+        """What the server would see of the attacker's own texts, under noise of its own: (N, r)."""
+        device = method.embedding_table.device
+        generator = stream("attribute", self.seed, purpose, device=device)
+        rows = torch.split(texts.tokens.to(device), texts.lengths.tolist())
+        return _seen(method, Release.concatenate([method.release(row[None], generator) for row in rows]))
 
 
-def _checked(labels: ArrayLike, lengths: Tensor, folds: int) -> NDArray[np.generic]:
-    truth = np.asarray(labels)
-    if folds < 2:
-        raise ConfigError(f"`folds` must be at least 2, got {folds!r}")
-    if truth.shape != (len(lengths),):
-        raise ConfigError(f"`labels` must hold one label for each of {len(lengths)} texts, got shape {truth.shape}")
-    _, counts = np.unique(truth, return_counts=True)
-    if len(counts) < 2 or counts.min() < folds:
-        raise ConfigError(f"`labels` must hold two labels or more, each {folds} times, got counts {counts.tolist()}")
-    return truth
+def _seen(method: Method, release: Release) -> Tensor:
+    """The tokens of a release as numbers (N, r): values before a linear decoder, else restored embeddings."""
+    short = method.score_values(release)
+    return (method.restore(release).flatten(0, 1) if short is None else short[0]).float()
 
 
-def class_labels(texts: Sequence[str], name: str) -> NDArray[np.bool_]:
-    """Labels (S,) of texts by whether they hold a kind of token, a key of :data:`TOKEN_CLASSES`.
-
-    Raises:
-        ConfigError: Unknown kind.
-
-    Example:
-        >>> class_labels(["Paid 17 pounds", "Nothing paid"], "number").tolist()
-        [True, False]
-    """
-    if name not in TOKEN_CLASSES:
-        raise ConfigError(f"`name` must be one of {', '.join(TOKEN_CLASSES)}, got {name!r}")
-    return np.array([TOKEN_CLASSES[name](text) for text in texts])
+def _loss(network: AttributeNetwork, seen: Tensor, texts: Texts) -> Tensor:
+    odds = network(seen, texts.lengths.to(seen.device))
+    return nn.functional.binary_cross_entropy_with_logits(odds, texts.attributes.to(seen.device).float())

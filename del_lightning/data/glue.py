@@ -1,6 +1,6 @@
-r"""GLUE: sentences or pairs of them to classify, all private inside a public template.
+"""GLUE: sentences or pairs of them to classify, all private inside a public template.
 
-    Sentence 1: <private> \n Sentence 2: <private> \n Same meaning:   ->   " yes" or " no", or a head's class
+    Sentence 1: <private> Sentence 2: <private> Same meaning:   ->   " yes" or " no", or the class that a head reads
 
 GLUE hides the labels of its test split, so its validation split is the test split here: it is reported and never
 selects anything. What selects (best checkpoint, calibration) is cut from GLUE's training split, in a way that depends
@@ -9,6 +9,7 @@ on no seed. A seed draws the training examples from the rest.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -45,33 +46,63 @@ class GlueTask:
             space: sentences are tokenised with one in front, as label words are.
         words: Label words of class 0 and class 1, as the model would continue the template.
         metric: GLUE's own metric besides accuracy: f1, matthews or accuracy itself.
+        attribute: What an attacker would like to know of a text besides its class, in words ...
+        pattern: ... and the regular expression that finds it in any of the sentences.
     """
 
     name: str
     columns: tuple[str, ...]
     pieces: tuple[str, ...]
     words: tuple[str, str]
-    metric: str = "accuracy"
+    metric: str
+    attribute: str
+    pattern: str
 
 
 _SAME = "\nSame meaning:"
+_NUMBER = "mentions a number", r"\d"
+_FIRST_PERSON = "speaks in the first person", r"(?i)\b(i|me|my|mine|we|us|our)\b"
+_NEGATION = "negates", r"(?i)\b(not|no|never|nor|nothing|without)\b|n't\b"
 
 TASKS: dict[str, GlueTask] = {
     task.name: task
     for task in (
-        GlueTask("sst2", ("sentence",), ("Review:", "\nSentiment:"), (" negative", " positive")),
-        GlueTask("cola", ("sentence",), ("Sentence:", "\nGrammatical:"), (" no", " yes"), "matthews"),
-        GlueTask("mrpc", ("sentence1", "sentence2"), ("Sentence 1:", "\nSentence 2:", _SAME), (" no", " yes"), "f1"),
-        GlueTask("qqp", ("question1", "question2"), ("Question 1:", "\nQuestion 2:", _SAME), (" no", " yes"), "f1"),
+        GlueTask(
+            "sst2", ("sentence",), ("Review:", "\nSentiment:"), (" negative", " positive"), "accuracy", *_NEGATION
+        ),
+        GlueTask("cola", ("sentence",), ("Sentence:", "\nGrammatical:"), (" no", " yes"), "matthews", *_FIRST_PERSON),
+        GlueTask(
+            "mrpc",
+            ("sentence1", "sentence2"),
+            ("Sentence 1:", "\nSentence 2:", _SAME),
+            (" no", " yes"),
+            "f1",
+            *_NUMBER,
+        ),
+        GlueTask(
+            "qqp",
+            ("question1", "question2"),
+            ("Question 1:", "\nQuestion 2:", _SAME),
+            (" no", " yes"),
+            "f1",
+            *_FIRST_PERSON,
+        ),
         # GLUE's class 0 of these two is "entailment".
         GlueTask(
-            "rte", ("sentence1", "sentence2"), ("Text:", "\nHypothesis:", "\nThe text implies it:"), (" yes", " no")
+            "rte",
+            ("sentence1", "sentence2"),
+            ("Text:", "\nHypothesis:", "\nThe text implies it:"),
+            (" yes", " no"),
+            "accuracy",
+            *_NUMBER,
         ),
         GlueTask(
             "qnli",
             ("question", "sentence"),
             ("Question:", "\nSentence:", "\nIt answers the question:"),
             (" yes", " no"),
+            "accuracy",
+            *_NUMBER,
         ),
     )
 }
@@ -159,7 +190,7 @@ def check_glue(task: str, root: str | None) -> None:
 
 
 def load_rows(task: GlueTask, split: str, root: str | None) -> Rows:
-    """Rows of GLUE's own split ``train`` or ``validation``.
+    """Rows of GLUE's own split ``train`` or ``validation`` that hold any text.
 
     Raises:
         DataError: The data cannot be found or read, or a label is neither 0 nor 1.
@@ -172,7 +203,9 @@ def load_rows(task: GlueTask, split: str, root: str | None) -> Rows:
     if not labels or set(labels) - {0, 1}:
         found = sorted(set(labels))
         raise DataError(f"split {split!r} of `nlu.task` {task.name!r} must have labels 0 and 1, got {found}")
-    return Rows(tuple([(text or "").strip() for text in column] for column in texts), labels)
+    stripped = [[(text or "").strip() for text in column] for column in texts]
+    kept = [i for i in range(len(labels)) if any(column[i] for column in stripped)]
+    return Rows(tuple([column[i] for i in kept] for column in stripped), [labels[i] for i in kept])
 
 
 def _from_hub(task: GlueTask, split: str, names: list[str]) -> list[list[Any]]:
@@ -244,12 +277,16 @@ class GlueData:
         ids = [int(self.tokenizer(word, add_special_tokens=False)["input_ids"][0]) for word in self.task.words]
         if ids[0] == ids[1]:
             raise ConfigError(
-                f"`nlu.head` must be linear with this tokenizer: the label words {self.task.words} begin alike, "
-                f"got token {ids[0]} twice"
+                f"`nlu.head` must be linear with a tokenizer to which {self.task.words} begin alike, got 'verbaliser'"
             )
         return ids
 
     # --- parts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def held_out_rows(self) -> list[int]:
+        """Rows of GLUE's training split that select and never train."""
+        return self._division[0]
 
     @cached_property
     def _division(self) -> tuple[list[int], list[int]]:
@@ -258,6 +295,10 @@ class GlueData:
         order = torch.randperm(count, generator=stream("glue held out", self.task.name)).tolist()
         held_out = max(1, min(HELD_OUT_MOST, round(HELD_OUT_SHARE * count)))
         return order[:held_out], order[held_out:]
+
+    def pool(self, most: int) -> list[int]:
+        """Rows that may train, whatever the seed; at most so many."""
+        return self._division[1][:most]
 
     def training_rows(self, seed: int) -> list[int]:
         """Rows of the training examples of one seed, in random order: ``nlu.train_examples`` of them, or all."""
@@ -291,6 +332,21 @@ class GlueData:
         padding = pad_id(self.tokenizer)
         return [collate_labelled(examples[start : start + size], padding) for start in range(0, len(examples), size)]
 
+    def attributes(self, split: str, rows: Sequence[int]) -> dict[str, list[int]]:
+        """What an attacker would like to know of rows of :meth:`rows`: their class, and the task's attribute."""
+        found = self.rows(split)
+        texts = [[column[row] for column in found.texts] for row in rows]
+        pattern = re.compile(self.task.pattern)
+        return {
+            "class": [found.labels[row] for row in rows],
+            self.task.attribute: [int(any(pattern.search(text) for text in row)) for row in texts],
+        }
+
+    def private_rows(self, split: str, rows: Sequence[int]) -> list[list[int]]:
+        """Private tokens of rows of :meth:`rows`, the sentences one after the other."""
+        sentences = self.sentences(split)
+        return [[token for sentence in sentences[row] for token in sentence] for row in rows]
+
     @cached_property
     def majority(self) -> int:
         """The more frequent class of the rows that may train."""
@@ -306,10 +362,10 @@ class GlueData:
 
     @cached_property
     def _prompts(self) -> list[Prompt]:
-        return [
-            Prompt(self.pieces[0], [token for token, own in zip(e.ids, e.private, strict=True) if own], [], "", "")
-            for e in self.part("test")
-        ]
+        rows = range(len(self.rows("test")))
+        texts = zip(*self.rows("test").texts, strict=True)
+        private = self.private_rows("test", rows)
+        return [Prompt(self.pieces[0], ids, [], "\n".join(text), "") for ids, text in zip(private, texts, strict=True)]
 
     def private_tokens(self, split: str, n: int, seed: int) -> Tensor:
         """``n`` random private tokens (n,) int64 of part ``train``, ``validation`` (all that is held out) or ``test``.

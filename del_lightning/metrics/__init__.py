@@ -3,6 +3,7 @@
 from del_lightning.metrics.agreement import NextTokenAgreement
 from del_lightning.metrics.attack import AttackSuccessRate
 from del_lightning.metrics.certified import certified_recovery, check_certified, largest_share
+from del_lightning.metrics.classification import binary_figures, over_examples, over_seeds
 from del_lightning.metrics.coherence import Coherence, SentenceEncoder
 from del_lightning.metrics.communication import PayloadBits
 from del_lightning.metrics.intervals import bootstrap_mean, bootstrap_ratio, clopper_pearson
@@ -24,6 +25,7 @@ __all__ = [
     "NextTokenAgreement",
     "PayloadBits",
     "SentenceEncoder",
+    "binary_figures",
     "bootstrap_mean",
     "bootstrap_ratio",
     "certified_recovery",
@@ -32,6 +34,8 @@ __all__ = [
     "content_tokens",
     "information_retained",
     "largest_share",
+    "over_examples",
+    "over_seeds",
     "paired_difference",
     "recovery",
     "rouge_l",

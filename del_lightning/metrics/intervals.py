@@ -33,9 +33,9 @@ def clopper_pearson(hits: int, n: int, confidence: float = 0.95) -> Estimate:
         raise ConfigError(f"`n` must be at least 1, got {n!r}")
     if not 0 <= hits <= n:
         raise ConfigError(f"`hits` must be between 0 and n = {n}, got {hits!r}")
-    tail = _tail(confidence)
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
-    high = 1.0 if hits == n else float(beta.ppf(1 - tail, hits + 1, n - hits))
+    outside = tail(confidence)
+    low = 0.0 if hits == 0 else float(beta.ppf(outside, hits, n - hits + 1))
+    high = 1.0 if hits == n else float(beta.ppf(1 - outside, hits + 1, n - hits))
     return Estimate(value=hits / n, n=n, low=low, high=high, interval="clopper-pearson")
 
 
@@ -76,7 +76,7 @@ def bootstrap_ratio(
     top = np.asarray(numerator, dtype=np.float64)
     bottom = np.asarray(denominator, dtype=np.float64)
     _check_arrays(top, bottom, resamples)
-    tail, apply = _tail(confidence), transform or (lambda ratio: ratio)
+    outside, apply = tail(confidence), transform or (lambda ratio: ratio)
     value, n = float(apply(np.asarray(top.sum() / bottom.sum()))), len(top)
     if n == 1:
         return Estimate(value=value, n=n)
@@ -84,7 +84,7 @@ def bootstrap_ratio(
     tops, bottoms = weights @ top, weights @ bottom
     if not np.all(bottoms > 0):
         return Estimate(value=value, n=n, low=-math.inf, high=math.inf, interval="bootstrap")
-    low, high = np.quantile(apply(tops / bottoms), [tail, 1 - tail])
+    low, high = np.quantile(apply(tops / bottoms), [outside, 1 - outside])
     return Estimate(value=value, n=n, low=float(low), high=float(high), interval="bootstrap")
 
 
@@ -104,7 +104,12 @@ def _check_arrays(top: Array, bottom: Array, resamples: int) -> None:
         raise ConfigError(f"`resamples` must be at least 1000, got {resamples!r}")
 
 
-def _tail(confidence: float) -> float:
+def tail(confidence: float) -> float:
+    """Probability outside a confidence interval, on each side.
+
+    Raises:
+        ConfigError: ``confidence`` is not in (0, 1).
+    """
     if not 0 < confidence < 1:
         raise ConfigError(f"`confidence` must be strictly between 0 and 1, got {confidence!r}")
     return (1 - confidence) / 2

@@ -1,16 +1,27 @@
-"""What the training modules share: a frozen LLM that stays out of checkpoints, and the conditional LM loss."""
+"""What the training modules share: a frozen LLM that stays out of checkpoints, named noise, a monitored loss."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import LRSchedulerConfigType
 from torch import Tensor, nn
 
-from del_lightning.config import CodecConfig, InverterConfig, PromptConfig
 from del_lightning.data import Batch
 from del_lightning.seeding import stream_seed
+
+
+class Schedule(Protocol):
+    """How long and how fast a module trains."""
+
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    gradient_clip: float
+    validate_every: int
+    patience: int | None
 
 
 class FrozenBackboneModule(L.LightningModule, ABC):
@@ -19,9 +30,14 @@ class FrozenBackboneModule(L.LightningModule, ABC):
     Args:
         config: Schedule: steps, learning rate, warm-up, clipping, validation.
         seed: Names the noise streams.
+
+    Attributes:
+        monitor: Name of what validation logs and the best checkpoint has least of.
     """
 
-    def __init__(self, config: CodecConfig | PromptConfig | InverterConfig, seed: int) -> None:
+    monitor: ClassVar[str] = "val/perplexity"
+
+    def __init__(self, config: Schedule, seed: int) -> None:
         super().__init__()
         self.config, self.seed = config, seed
         # A checkpoint without the frozen weights must still load.
@@ -43,7 +59,18 @@ class FrozenBackboneModule(L.LightningModule, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Mean NLL of the batch's continuation tokens under fresh noise from ``generator``."""
+        """What training lowers, a mean over what the batch scores, under fresh noise from ``generator``.
+
+        Here: NLL of the continuation tokens.
+        """
+
+    def scored(self, batch: Batch) -> int:
+        """How many things of a batch its loss is a mean over."""
+        return int(batch.target_mask.sum())
+
+    def score(self, loss: Tensor) -> Tensor:
+        """The monitored figure, from the mean loss of a whole validation."""
+        return loss.exp()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step: the stream is named by the batch's place in training, so that a resumed run repeats it."""
@@ -53,18 +80,18 @@ class FrozenBackboneModule(L.LightningModule, ABC):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Start the token-weighted sum."""
-        self.validation_nll = torch.zeros(2, dtype=torch.float64, device=self.device)
+        """Start the weighted sum."""
+        self.validation_sum = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Same noise at every validation, so that checkpoints are compared on equal terms."""
-        loss, count = self.loss(batch, self.noise("validation", batch_idx)), int(batch.target_mask.sum())
-        self.validation_nll += torch.tensor([float(loss) * count, count], dtype=torch.float64, device=self.device)
+        loss, count = self.loss(batch, self.noise("validation", batch_idx)), self.scored(batch)
+        self.validation_sum += torch.tensor([float(loss) * count, count], dtype=torch.float64, device=self.device)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the perplexity over all ranks."""
-        nll, count = self.trainer.strategy.reduce(self.validation_nll, reduce_op="sum")
-        self.log("val/perplexity", (nll / count).exp().float(), prog_bar=True)
+        """Log the figure over all ranks."""
+        total, count = self.trainer.strategy.reduce(self.validation_sum, reduce_op="sum")
+        self.log(self.monitor, self.score(total / count).float(), prog_bar=True)
 
 
 def warmup_then_linear_decay(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> LRSchedulerConfigType:

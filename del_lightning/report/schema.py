@@ -23,7 +23,7 @@ class Estimate(Record):
     n: int
     low: float | None = None
     high: float | None = None
-    interval: Literal["bootstrap", "clopper-pearson", "exact", "none"] = "none"
+    interval: Literal["bootstrap", "clopper-pearson", "exact", "t", "none"] = "none"
 
 
 class Environment(Record):
@@ -228,6 +228,91 @@ class MethodCalibration(Record):
     """The whole curve, over a share of the tokens."""
     points: list[CurvePoint]
     """What decided, over all tokens."""
+
+
+class NluCost(Record):
+    """What a way to classify asks of both sides, for one text."""
+
+    server_parameters: int
+    """Numbers trained for this task and held by the server, besides the frozen model."""
+    user_parameters: int
+    """Numbers on the user's device: tables of the front-end, denoiser, head."""
+    user_bytes: int
+    bits_per_token: float
+    """Payload of one private token; 0 where nothing or only the length is sent."""
+    bits_per_text: float
+    """Payload of all private tokens of a text of mean length."""
+    bits_back: float
+    """What the server answers: a class, or its pooled output as 32-bit floats."""
+
+
+class NluRow(Record):
+    """One way to classify behind one front-end at one privacy level, over all seeds."""
+
+    variant: str
+    """linear, prompt, lora, snd, snd-prompt, snd-user, local, or majority."""
+    method: str
+    label: str
+    """The front-end, for instance ``DEL, 2 bits, ASR 0.1``."""
+    is_control: bool
+    bits: int | None = None
+    parameter: str | None = None
+    value: float | None = None
+    target: float | None = None
+    matching: Matching | None = None
+    seeds: int
+    steps: int | None = None
+    """Training steps through the language model; None where only a head was trained on cached states."""
+    over_seeds: dict[str, Estimate]
+    """Figure (accuracy, f1, matthews, auc) -> mean over seeds, with Student's interval over seeds."""
+    over_examples: dict[str, Estimate]
+    """The same means with bootstrap intervals over the reported examples, for these very seeds."""
+    asr: dict[str, Estimate] = {}
+    """Attack -> top-1 token recovery from what was sent; empty where nothing is sent."""
+    privacy: PrivacyColumns | None = None
+    """For one token, and for a text: both sentences together. None where nothing is sent."""
+    cost: NluCost
+
+
+class NluAttribute(Record):
+    """What an attacker infers of whole texts from one front-end's releases."""
+
+    label: str
+    """The front-end."""
+    attribute: str
+    majority: float
+    """Accuracy of always answering the commoner value."""
+    accuracy: Estimate
+    auc: Estimate
+
+
+class NluLeaderboard(Record):
+    """``leaderboard.json`` of stage ``nlu``: one task, every way to classify behind every front-end."""
+
+    schema_version: int = SCHEMA_VERSION
+    title: str
+    schedule: str
+    task: str
+    metric: str
+    """GLUE's own figure of the task."""
+    model: str
+    head: str
+    train_examples: int
+    selection_examples: int
+    eval_examples: int
+    private_tokens: int
+    """Private tokens over all reported examples."""
+    seeds: list[int]
+    rows: list[NluRow]
+    attributes: list[NluAttribute]
+    calibrations: list[MethodCalibration]
+    notes: list[str]
+    config: dict[str, Any]
+    overrides: list[str] = []
+    environment: Environment
+    wall_seconds: float
+    """Sum over the artefacts behind the report."""
+    generated: str
 
 
 class AttackCurve(Record):

@@ -111,7 +111,7 @@ def _trained(ws: Workspace, setting: Setting, folder: Path) -> Attack:
     data = ws.training_text(config.batch_size, config.sequence_tokens)
     inverter = Inverter(ws.embedding_table, ws.prior, config, ws.bigrams if config.neighbours else None)
     module = InverterTraining(build_method(ws, setting), inverter, config, ws.config.seed)
-    module.keep_the_better(fit(module, data, ws.config.trainer, folder).best_perplexity)
+    module.keep_the_better(fit(module, data, ws.config.trainer, folder).best)
     return TrainedInverter(inverter)
 
 

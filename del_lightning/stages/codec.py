@@ -84,7 +84,7 @@ def _build(ws: Workspace, folder: Path) -> Outcome:
             logger=ws.logger("codec"),
         )
         outcome.history = result.history
-        outcome.metrics["val/perplexity"] = Estimate(value=result.best_perplexity, n=ws.config.data.validation_blocks)
+        outcome.metrics["val/perplexity"] = Estimate(value=result.best, n=ws.config.data.validation_blocks)
     vocabulary = ws.llm.vocab_size
     share = codec.clipped_share(ws.embedding_table, ws.frequencies)
     outcome.metrics["clipped_share"] = Estimate(value=share, n=vocabulary * codec.dim)

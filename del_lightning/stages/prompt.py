@@ -75,7 +75,7 @@ def _build(ws: Workspace, setting: Setting, folder: Path) -> Outcome:
     prompt.save(folder, ws.llm)
     if isinstance(method, DEL):
         method.codec.save(folder / codec_stage.WEIGHTS)
-    validation = Estimate(value=result.best_perplexity, n=ws.config.data.validation_blocks)
+    validation = Estimate(value=result.best, n=ws.config.data.validation_blocks)
     return Outcome(
         metrics={"val/perplexity": validation},
         details={"setting": asdict(setting), "steps": result.steps},

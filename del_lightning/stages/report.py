@@ -40,7 +40,7 @@ def run(ws: Workspace) -> Path:
     """Write the report of everything this configuration asks for, and print its table; returns the page's path."""
     found = settings(ws)
     board = leaderboard(ws, found)
-    folder = ws.store.root / "report" / _slug(ws.config.title)
+    folder = ws.store.root / "report" / slug_of(ws.config.title)
     page = write_report(folder, board, samples(ws, found), recovered_prompts(ws, found))
     if ws.config.logger.kind == "wandb":
         ws.wandb_run.summary.update(summary_metrics(ws, found, board))
@@ -72,17 +72,19 @@ def summary_metrics(ws: Workspace, found: list[Setting], board: Leaderboard) -> 
     return summary
 
 
-def _shareable(config: dict[str, Any]) -> dict[str, Any]:
+def shareable(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration without folders of this machine, which nobody else needs to know."""
     local = "local folder" if config["data"]["root"] is not None else None
     return {**config, "out": Config.out, "data": {**config["data"], "root": local}}
 
 
-def _without_folder(override: str) -> str:
+def without_folder(override: str) -> str:
+    """What was typed, but for a folder of this machine."""
     return "data.root=DIR" if override.startswith("data.root=") else override
 
 
-def _slug(title: str) -> str:
+def slug_of(title: str) -> str:
+    """Folder name of a report."""
     return "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-") or "report"
 
 
@@ -104,8 +106,8 @@ def leaderboard(ws: Workspace, found: list[Setting]) -> Leaderboard:
         curves=list(_curves(ws, found)),
         attack_curves=attack.curves(ws),
         notes=_notes(ws),
-        config=_shareable(asdict(ws.config)),
-        overrides=[_without_folder(override) for override in ws.overrides if not override.startswith("out=")],
+        config=shareable(asdict(ws.config)),
+        overrides=[without_folder(override) for override in ws.overrides if not override.startswith("out=")],
         environment=capture_environment(),
         wall_seconds=sum(artifact.result.wall_seconds for artifact in artifacts),
         generated=datetime.now(UTC).isoformat(timespec="seconds"),

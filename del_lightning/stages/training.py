@@ -20,8 +20,6 @@ from del_lightning.data import Batch
 from del_lightning.errors import ArtifactError, ConfigError
 from del_lightning.modules.base import FrozenBackboneModule
 
-MONITOR = "val/perplexity"
-
 
 def pick_device(config: TrainerConfig) -> torch.device:
     """The device that training, evaluation and attacks share.
@@ -40,7 +38,8 @@ class Fit:
 
     history: list[dict[str, float]]
     steps: int
-    best_perplexity: float
+    best: float
+    """The lowest value of what the module monitors."""
 
 
 class _StepBar(RichProgressBar):
@@ -107,7 +106,7 @@ def fit(
 ) -> Fit:
     """Train ``module`` by its own schedule, resuming from ``folder`` if a run was interrupted there.
 
-    The module ends with the weights of the best validation perplexity.
+    The module ends with the weights of its best validation.
 
     Raises:
         ArtifactError: The run was resumed in a folder of another name, which lost its best validation.
@@ -115,9 +114,16 @@ def fit(
     schedule = module.config
     history = History(config.log_every)
     validate_every = min(schedule.validate_every, schedule.steps)
-    best = ModelCheckpoint(folder, filename="best", monitor=MONITOR, save_top_k=1, enable_version_counter=False)
+    best = ModelCheckpoint(
+        folder,
+        filename="best",
+        monitor=module.monitor,
+        save_top_k=1,
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
     last = _LastCheckpoint(folder, config.checkpoint_every, validate_every)
-    extra = _optional_callbacks(config, schedule.patience)
+    extra = _optional_callbacks(config, module.monitor, schedule.patience)
     with _without_advice():
         trainer = L.Trainer(
             accelerator=pick_device(config).type,
@@ -173,10 +179,10 @@ def _without_advice() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _optional_callbacks(config: TrainerConfig, patience: int | None) -> list[L.Callback]:
+def _optional_callbacks(config: TrainerConfig, monitor: str, patience: int | None) -> list[L.Callback]:
     callbacks: list[L.Callback] = []
     if patience is not None:
-        callbacks.append(EarlyStopping(MONITOR, patience=patience))
+        callbacks.append(EarlyStopping(monitor, patience=patience))
     if config.progress_bar:
         callbacks.append(_StepBar(leave=True))
     return callbacks

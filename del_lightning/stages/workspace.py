@@ -64,6 +64,11 @@ class Workspace:
 
             serve.check(self.config)
             return
+        if self.config.stage.name == "nlu":
+            from del_lightning.stages import nlu
+
+            nlu.check(self)
+            return
         pick_device(self.config.trainer)
         check_llm(self.config.model)
         for corpus in {self.config.data.name, self.config.codec.corpus}:

@@ -1,118 +1,110 @@
-from collections.abc import Sequence
+"""Attribute inference finds what is in a release, and nothing where only the length was sent."""
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from del_lightning.attacks import log_prior
-from del_lightning.attacks.attribute import AttributeSuccess, attribute_inference, class_labels, summaries
+from del_lightning.attacks import AttributeInference, Texts
+from del_lightning.attacks.attribute import AttributeNetwork
 from del_lightning.codec import pca_codec
 from del_lightning.errors import ConfigError
-from del_lightning.methods import DEL, Clean, MeanEmbedding, Method
+from del_lightning.methods import DEL, Clean, MeanEmbedding, Method, Release
+from del_lightning.metrics import binary_figures
+from del_lightning.seeding import stream
 
-VOCABULARY, TEXTS = 60, 160
-SIGNS = torch.arange(50, 60)
-"""Tokens that only texts with the label hold."""
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+VOCABULARY, WIDTH = 50, 12
+MARKED = 7
 
 
+def texts(seed: int, count: int, *, longer: bool = False) -> Texts:
+    """Random texts: half hold a marked token, or with ``longer`` are longer; the second attribute is pure chance."""
+    generator = stream("texts", seed)
+    rows, attributes = [], [[], []]
+    for i in range(count):
+        has = i % 2
+        length = int(torch.randint(5, 12, (), generator=generator)) + (8 * has if longer else 0)
+        row = (torch.randint(8, VOCABULARY, (length,), generator=generator)).tolist()
+        if has and not longer:
+            row[int(torch.randint(len(row), (), generator=generator))] = MARKED
+        rows.append(row)
+        attributes[0].append(has)
+        attributes[1].append(int(torch.randint(2, (), generator=generator)))
+    return Texts.of(rows, attributes)
+
+
+@pytest.fixture
 def table() -> Tensor:
-    rows = torch.randn(VOCABULARY, 12, generator=seeded())
-    rows[SIGNS] += 3 * torch.eye(12)[0]
-    return rows
+    return torch.randn(VOCABULARY, WIDTH, generator=stream("table"))
 
 
-def texts() -> tuple[Tensor, Tensor, np.ndarray]:
-    """Tokens one after the other, lengths, labels: 70 of 160 texts hold two signs; lengths tell nothing."""
-    labels = torch.arange(TEXTS) % 16 < 7
-    lengths = torch.randint(5, 12, (TEXTS,), generator=seeded(1))
-    rows = [torch.randint(50, (int(length),), generator=seeded(2 + i)) for i, length in enumerate(lengths)]
-    for i in labels.nonzero().flatten().tolist():
-        rows[i][:2] = SIGNS[torch.randint(10, (2,), generator=seeded(i))]
-    return torch.cat(rows), lengths, labels.numpy()
+def auc(method: Method, victims: Texts, *, longer: bool = False) -> float:
+    attacker = AttributeInference(texts(0, 400, longer=longer), texts(1, 80, longer=longer))
+    release = method.release(victims.tokens[None], stream("victims"))
+    scores = attacker(method, release, victims.lengths)
+    assert scores.shape == victims.attributes.shape
+    first, chance = (binary_figures(scores[:, i], victims.attributes[:, i])["auc"] for i in range(2))
+    assert 0.35 < chance < 0.65
+    return first
 
 
-def attack(method: Method, **changes: Sequence[object]) -> AttributeSuccess:
-    tokens, lengths, labels = texts()
-    release = method.release(tokens[None], seeded(99))
-    prior = log_prior(tokens.bincount(minlength=VOCABULARY))
-    return attribute_inference(method, release, lengths, changes.get("labels", labels), prior)
+def quantised(table: Tensor, mu: float) -> DEL:
+    codec = pca_codec(table, torch.ones(VOCABULARY), 6)
+    codec.calibrate_bound(table, torch.ones(VOCABULARY), 0.99)
+    return DEL(table, codec, bits=4, mu=mu)
 
 
-def front(mu: float) -> DEL:
-    codec = pca_codec(table(), torch.ones(VOCABULARY), 6)
-    codec.calibrate_bound(table(), torch.ones(VOCABULARY), 0.95)
-    return DEL(table(), codec, bits=8, mu=mu)
+def test_a_token_in_clean_text_is_found(table: Tensor) -> None:
+    assert auc(Clean(table), texts(2, 200)) > 0.95
 
 
-def test_reads_the_label_of_clean_texts_and_less_behind_noise() -> None:
-    clean, loose, tight = attack(Clean(table())), attack(front(60.0)), attack(front(0.05))
-    assert clean.majority.value == loose.majority.value == 90 / 160
-    assert clean.accuracy.value > 0.85
-    assert loose.accuracy.value > 0.75
-    assert loose.gain.low > 0.1
-    assert loose.gain.value == pytest.approx(loose.accuracy.value - loose.majority.value)
-    assert tight.gain.low <= 0.02
-    assert tight.accuracy.value < loose.accuracy.value
-    assert (clean.accuracy.n, clean.accuracy.interval, clean.gain.interval) == (160, "clopper-pearson", "bootstrap")
+def test_noise_hides_it_by_degrees(table: Tensor) -> None:
+    victims = texts(2, 200)
+    loose, strict = auc(quantised(table, 60.0), victims), auc(quantised(table, 0.2), victims)
+    assert loose > 0.7
+    assert 0.35 < strict < 0.65
 
 
-def test_reads_nothing_where_nothing_but_the_length_is_sent() -> None:
-    found = attack(MeanEmbedding(table()))
-    assert abs(found.gain.value) < 0.08
+def test_only_the_length_betrays_a_mean_embedding(table: Tensor) -> None:
+    assert 0.35 < auc(MeanEmbedding(table), texts(2, 200)) < 0.65
+    assert auc(MeanEmbedding(table), texts(2, 200, longer=True), longer=True) > 0.95
 
 
-def test_the_length_alone_is_an_attribute_too() -> None:
-    _, lengths, _ = texts()
-    found = attack(MeanEmbedding(table()), labels=(lengths > 8).tolist())
-    assert found.accuracy.value > 0.9
+def test_same_seed_same_scores_and_global_randomness_untouched(table: Tensor) -> None:
+    victims, method = texts(2, 20), quantised(table, 20.0)
+    release = method.release(victims.tokens[None], stream("victims"))
+    state = torch.get_rng_state()
+    found = [
+        AttributeInference(texts(0, 100), texts(1, 40), seed)(method, release, victims.lengths) for seed in (5, 5, 6)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_labels_may_be_words_and_more_than_two() -> None:
-    tokens, _, labels = texts()
-    named = ["signed" if label else ("odd" if i % 2 else "even") for i, label in enumerate(labels)]
-    found = attack(Clean(table()), labels=named)
-    assert found.gain.low > 0.02
-    assert len(tokens) == int(texts()[1].sum())
+def test_attacker_never_uses_the_victims_noise(table: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, seeds = quantised(table, 20.0), []
+    release = method.release
+
+    def spy(ids: Tensor, generator: torch.Generator) -> Release:
+        seeds.append(generator.initial_seed())
+        return release(ids, generator)
+
+    victims = texts(2, 10)
+    sent = method.release(victims.tokens[None], stream("noise", 0, 0))
+    monkeypatch.setattr(method, "release", spy)
+    AttributeInference(texts(0, 20), texts(1, 10))(method, sent, victims.lengths)
+    assert stream("noise", 0, 0).initial_seed() not in seeds
+    assert len(set(seeds)) == 14  # held out, scale, and every pass
 
 
-def test_a_narrow_code_is_summarised_without_numbers_blown_up() -> None:
-    tokens, lengths, _ = texts()
-    method = front(60.0)
-    rows = summaries(method, method.release(tokens[None], seeded()), lengths, log_prior(torch.ones(VOCABULARY)))
-    assert rows.shape == (TEXTS, 12 + 12 + 1)
-    blocks = np.split(rows, [12, 24], axis=1)
-    for block in blocks:
-        assert abs(block.mean(0)).max() < 1e-6
-        assert block.std() == pytest.approx(1)
-    # Six of twelve directions are beyond the code: they stay silent.
-    spread = np.linalg.svd(blocks[0], compute_uv=False)
-    assert spread[6] < 1e-3 * spread[0]
+def test_texts_of_different_lengths_are_pooled_apart() -> None:
+    network = AttributeNetwork(3, 2).eval()
+    values, lengths = torch.randn(9, 3), torch.tensor([2, 4, 3])
+    together = network(values, lengths)
+    for row, part in enumerate(torch.split(values, lengths.tolist())):
+        torch.testing.assert_close(together[row], network(part, lengths[row][None])[0])
 
 
-@pytest.mark.parametrize(
-    ("labels", "folds", "message"),
-    [
-        ([0, 1], 5, "`labels` must hold one label for each of 160 texts"),
-        ([0] * 160, 5, r"`labels` must hold two labels or more, each 5 times, got counts \[160\]"),
-        ([0] * 157 + [1] * 3, 5, r"`labels` must hold two labels or more, each 5 times, got counts \[157, 3\]"),
-        ([0, 1] * 80, 1, "`folds` must be at least 2, got 1"),
-    ],
-)
-def test_impossible_labels_are_refused(labels: list[int], folds: int, message: str) -> None:
-    tokens, lengths, _ = texts()
-    method = Clean(table())
-    with pytest.raises(ConfigError, match=message):
-        attribute_inference(method, method.release(tokens[None]), lengths, labels, torch.zeros(VOCABULARY), folds=folds)
-
-
-def test_kinds_of_tokens_are_labels() -> None:
-    found = ["In 1902 it rained .", "Then Anna came .", "It rained . Then it stopped .", "The\nEnd"]
-    assert class_labels(found, "number").tolist() == [True, False, False, False]
-    assert class_labels(found, "name").tolist() == [False, True, False, False]
-    with pytest.raises(ConfigError, match="`name` must be one of number, name, got 'colour'"):
-        class_labels(found, "colour")
+def test_one_kind_of_text_teaches_nothing() -> None:
+    with pytest.raises(ConfigError, match="`public` must hold texts with and without each attribute"):
+        AttributeInference(Texts.of([[1], [2]], [[0, 0], [0, 1]]), texts(1, 4))

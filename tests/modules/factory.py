@@ -1,12 +1,14 @@
 """What training tests share: a small corpus, and DEL in front of a small random model."""
 
 import random
+from typing import Any
 
 import torch
 
 from del_lightning.codec import pca_codec
-from del_lightning.config import DataConfig
+from del_lightning.config import DataConfig, NluConfig
 from del_lightning.data import Corpus, GenerationDataModule
+from del_lightning.data.glue import TASKS, GlueData, Rows
 from del_lightning.llm import FrozenLLM
 from del_lightning.methods import DEL
 from del_lightning.prompt import SoftPrompt
@@ -42,3 +44,19 @@ def split_for(llm: FrozenLLM, mu: float = 20.0) -> SplitModel:
     codec = pca_codec(table, weights, 4)
     codec.calibrate_bound(table, weights, 0.95)
     return SplitModel(llm, DEL(table, codec, bits=4, mu=mu), SoftPrompt.from_text("the cat", 3, llm))
+
+
+def labelled_rows(seed: int, count: int) -> Rows:
+    """Sentences of five words that are about a cat (class 1) or a dog (class 0)."""
+    generator = random.Random(seed)
+    labels = [generator.randrange(2) for _ in range(count)]
+    texts = [" ".join([*generator.choices(WORDS[5:], k=4), "cat" if label else "dog"]) for label in labels]
+    return Rows((texts,), labels)
+
+
+def labelled_data(llm: FrozenLLM, **settings: Any) -> GlueData:
+    """A made-up task in SST-2's template: 200 rows to train and select, 40 to report."""
+    config = NluConfig(**{"train_examples": 64, "selection_examples": 16, "eval_batch_size": 8} | settings)
+    data = GlueData(TASKS["sst2"], llm.tokenizer, config, root=None)
+    data._rows |= {"train": labelled_rows(0, 200), "test": labelled_rows(1, 40)}
+    return data

@@ -73,6 +73,9 @@ def test_checkpoint_holds_the_prompt_alone(tiny_llm: Factory, tmp_path: Path) ->
     for name in ("best.ckpt", "last.ckpt"):
         checkpoint = torch.load(tmp_path / name, weights_only=True)
         assert checkpoint["state_dict"].keys() == {"split.prompt.embeddings"}
+        if name == "best.ckpt":  # only read back, never resumed from
+            assert "optimizer_states" not in checkpoint
+            continue
         stored = [state for optimizer in checkpoint["optimizer_states"] for state in optimizer["state"].values()]
         assert len(stored) == 1
 
@@ -86,7 +89,7 @@ def test_perplexity_falls(tiny_llm: Factory, tmp_path: Path, dtype: torch.dtype)
     result = train(module, tmp_path)
     losses = [row["train/loss"] for row in result.history]
     assert sum(losses[-10:]) < sum(losses[:10]) - 3  # 0.3 nats a token
-    assert result.best_perplexity < 0.7 * start
+    assert result.best < 0.7 * start
     assert module.split.prompt.embeddings.dtype == torch.float32
     assert module.split.llm.dtype == dtype
 
@@ -115,7 +118,7 @@ def test_validation_perplexity_weighs_every_token_the_same(tiny_llm: Factory, tm
     module.noise("validation", 0)
     result = train(module, tmp_path)
     # The module was left with the prompt of the best validation.
-    assert Scored(module).perplexity() == pytest.approx(result.best_perplexity, rel=1e-4)
+    assert Scored(module).perplexity() == pytest.approx(result.best, rel=1e-4)
 
 
 def test_noise_is_fresh_at_every_step_and_the_same_in_a_repetition(

@@ -1,0 +1,146 @@
+"""Binary classification: the figures of GLUE, over seeds and over examples.
+
+The figures themselves are torchmetrics' functions. For intervals over examples the same ones are needed thousands of
+times on resampled examples, and are computed here from weighted counts, all resamples at once.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
+from torchmetrics.functional.classification import (
+    binary_accuracy,
+    binary_auroc,
+    binary_f1_score,
+    binary_matthews_corrcoef,
+)
+
+from del_lightning.errors import ConfigError
+from del_lightning.metrics.intervals import tail
+from del_lightning.report.schema import Estimate
+
+Array = NDArray[np.float64]
+
+CHUNK = 1 << 22
+"""Weights held at a time."""
+
+FIGURES = ("accuracy", "f1", "matthews", "auc")
+"""Share of right answers; harmonic mean of precision and recall of class 1; Matthews correlation; area under ROC."""
+
+
+def binary_figures(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """The figures of one run.
+
+    Args:
+        scores: (n,) probability of class 1; above .5 the answer is class 1.
+        labels: (n,) 0 or 1.
+
+    Example:
+        >>> figures = binary_figures([0.9, 0.4, 0.6, 0.2], [1, 1, 0, 0])
+        >>> {name: round(value, 2) for name, value in figures.items()}
+        {'accuracy': 0.5, 'f1': 0.5, 'matthews': 0.0, 'auc': 0.75}
+    """
+    probability, label = torch.as_tensor(np.asarray(scores)).double(), torch.as_tensor(np.asarray(labels)).long()
+    if probability.ndim != 1 or probability.shape != label.shape or len(label) == 0:
+        shapes = f"{tuple(probability.shape)} and {tuple(label.shape)}"
+        raise ConfigError(f"`scores` and `labels` must be non-empty vectors of one length, got {shapes}")
+    return {
+        "accuracy": float(binary_accuracy(probability, label)),
+        "f1": float(binary_f1_score(probability, label)),
+        "matthews": float(binary_matthews_corrcoef(probability, label)),
+        "auc": float(binary_auroc(probability, label)),
+    }
+
+
+def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """Mean over seeds with Student's t interval; without an interval for a single seed.
+
+    Example:
+        >>> estimate = over_seeds([0.6, 0.7, 0.8])
+        >>> round(estimate.value, 2), round(estimate.low, 3), round(estimate.high, 3), estimate.n
+        (0.7, 0.452, 0.948, 3)
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0:
+        raise ConfigError(f"`values` must be a non-empty vector, got shape {array.shape}")
+    mean, count = float(array.mean()), len(array)
+    if count == 1:
+        return Estimate(value=mean, n=1)
+    half = float(student.ppf(1 - tail(confidence), count - 1) * array.std(ddof=1) / np.sqrt(count))
+    return Estimate(value=mean, n=count, low=mean - half, high=mean + half, interval="t")
+
+
+def over_examples(
+    scores: ArrayLike, labels: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> dict[str, Estimate]:
+    """Every figure, averaged over seeds, with a percentile interval over resampled examples.
+
+    Seeds that answered the same examples are resampled together, so the interval is about the examples and treats
+    the seeds as given.
+
+    Args:
+        scores: (S, n) probability of class 1 under each seed.
+        labels: (n,) 0 or 1, the same for all seeds.
+        confidence: In (0, 1).
+        resamples: At least 1000.
+        seed: Of the resampling; equal seeds resample the same examples.
+    """
+    low = tail(confidence)
+    if resamples < 1000:
+        raise ConfigError(f"`resamples` must be at least 1000, got {resamples!r}")
+    rows, label = np.atleast_2d(np.asarray(scores, dtype=np.float64)), np.asarray(labels)
+    points = [binary_figures(row, label) for row in rows]
+    drawn = _resampled(rows, label, resamples, seed)
+    found = {}
+    for name in FIGURES:
+        ends = np.quantile(drawn[name], [low, 1 - low])
+        value = float(np.mean([one[name] for one in points]))
+        found[name] = Estimate(value=value, n=len(label), low=float(ends[0]), high=float(ends[1]), interval="bootstrap")
+    return found
+
+
+def _resampled(rows: Array, labels: NDArray[np.int_], resamples: int, seed: int) -> dict[str, Array]:
+    """Every figure under every resampling of the examples, averaged over seeds: (resamples,)."""
+    n, generator = len(labels), np.random.default_rng(seed)
+    parts: dict[str, list[Array]] = {name: [] for name in FIGURES}
+    left = resamples
+    while left:
+        size = min(left, max(1, CHUNK // n))
+        left -= size
+        weights = generator.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+        drawn = [weighted(row, labels, weights) for row in rows]
+        for name in FIGURES:
+            parts[name].append(np.mean([one[name] for one in drawn], axis=0))
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def weighted(scores: Array, labels: NDArray[np.int_], weights: Array) -> dict[str, Array]:
+    """The figures under many weightings of the examples: scores (n,), labels (n,), weights (R, n) -> (R,) each.
+
+    A figure that is undefined (no positive, or one class only) is 0, the area .5, as torchmetrics has it for 0.
+    """
+    positive, guess = labels == 1, scores > 0.5
+    pairs = ((positive, guess), (~positive, guess), (positive, ~guess), (~positive, ~guess))
+    tp, fp, fn, tn = (weights @ (truth & answer) for truth, answer in pairs)
+    root = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    return {
+        "accuracy": (tp + tn) / weights.sum(axis=1),
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn, 0.0),
+        "matthews": _ratio(tp * tn - fp * fn, root, 0.0),
+        "auc": _ratio(_concordant(scores, positive, weights), (tp + fn) * (fp + tn), 0.5),
+    }
+
+
+def _ratio(top: Array, bottom: Array, otherwise: float) -> Array:
+    return np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1.0), otherwise)
+
+
+def _concordant(scores: Array, positive: NDArray[np.bool_], weights: Array) -> Array:
+    """Weighted pairs (positive, negative) in the right order, ties half: (R,)."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    above, below = (np.add.reduceat((weights * kind)[:, order], starts, axis=1) for kind in (positive, ~positive))
+    earlier = np.cumsum(below, axis=1) - below
+    return np.asarray((above * (earlier + below / 2)).sum(axis=1))

@@ -1,0 +1,87 @@
+"""Low-rank adapter of the server's model (PEFT's LoRA): what the server could train instead of a soft prompt.
+
+It changes the model itself, so one server cannot share a copy of it between tasks as it does with soft prompts; it is
+here for comparison. PEFT puts it into the model in place, and it is taken out again at the end of the context.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from del_lightning.config import LoraConfig
+from del_lightning.errors import ConfigError
+from del_lightning.llm import FrozenLLM
+from del_lightning.prompt import WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class LowRankAdapter:
+    """An adapter that is in place."""
+
+    def __init__(self, model: "PeftModel", name: str) -> None:
+        """``name``: of the language model, for the adapter's own record."""
+        self._model, self._name = model, name
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it has."""
+        return sum(parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad)
+
+    def save(self, folder: Path) -> None:
+        """Write it in PEFT's format, ``adapter_config.json`` and ``adapter_model.safetensors``."""
+        from peft import get_peft_model_state_dict
+
+        config = self._model.active_peft_config
+        config.base_model_name_or_path = self._name
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        state = get_peft_model_state_dict(self._model, save_embedding_layers=False)
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / WEIGHTS_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Take the weights that :meth:`save` wrote."""
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(self._model, load_file(folder / WEIGHTS_FILE))
+
+
+@contextmanager
+def low_rank_adapter(llm: FrozenLLM, config: LoraConfig, seed: int) -> Iterator[LowRankAdapter]:
+    """Put a new adapter into a language model, trainable and without effect yet, until the context ends.
+
+    Args:
+        llm: Changed in place, and restored.
+        config: Rank and scale.
+        seed: Of the adapter's start.
+
+    Raises:
+        ConfigError: PEFT is not installed, or does not know where this architecture takes adapters.
+    """
+    try:
+        from peft import LoraConfig as Settings
+        from peft import get_peft_model
+    except ImportError:
+        raise ConfigError("`nlu.ways` lora needs PEFT: run `pip install del-lightning[peft]`") from None
+    settings = Settings(r=config.rank, lora_alpha=config.alpha, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        torch.manual_seed(seed)
+        # GPT-2's projections are stored transposed; PEFT notices by itself.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+        try:
+            model = get_peft_model(llm.model, settings)
+        except ValueError as error:
+            reason = next(iter(str(error).splitlines()), "")
+            raise ConfigError(
+                f"`nlu.ways` lora must have a model that PEFT adapts, got {llm.name!r}: {reason}"
+            ) from None
+    try:
+        yield LowRankAdapter(model, llm.name)
+    finally:
+        model.unload()

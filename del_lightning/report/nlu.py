@@ -1,0 +1,441 @@
+"""The report of stage ``nlu``: every way to classify side by side behind every front-end, what it gives away and costs.
+
+A line is a front-end at one privacy level, and its columns are the ways to classify: end to end first, then the SnD
+framework. What was sent and attacked is the same in all of them, except where nothing is sent at all.
+"""
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from del_lightning.artifacts import write_json, write_text
+from del_lightning.config import END_TO_END
+from del_lightning.report import drawing, words
+from del_lightning.report.drawing import HUES, INK, MARKERS, MUTED, WITH, Style
+from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
+from del_lightning.report.tables import (
+    Cell,
+    environment_rows,
+    escape,
+    estimate_cell,
+    markdown_rows,
+    markdown_table,
+    missing,
+)
+
+_FOLDER = Path(__file__).parent
+
+VARIANTS = {
+    "linear": "linear head alone",
+    "prompt": "soft prompt",
+    "lora": "low-rank adapter",
+    "snd": "denoiser at the server",
+    "snd-prompt": "denoiser at the server + soft prompt",
+    "snd-user": "denoiser at the user",
+    "local": "the user alone",
+}
+"""Way to classify -> its name in tables."""
+
+FIGURES = {"accuracy": "Accuracy", "f1": "F1", "matthews": "Matthews", "auc": "AUC"}
+
+GLOSSARY = (
+    (
+        "End to end",
+        "The task's own loss trains what is named, through the noise, and a head on the frozen model's last position; "
+        "no denoiser.",
+    ),
+    (
+        "SnD framework",
+        "A denoiser of six transformer layers learns the pooled output (the state at the last position) that clean "
+        "text would have; a fully connected classifier reads it. At the server it sees only what was sent; at the "
+        "user, as its authors propose, it also sees the clean text.",
+    ),
+    (
+        "The user alone",
+        "The user's denoiser with the server's answer blanked out: what the server contributes is the difference.",
+    ),
+    ("Clean prompt, Mean embedding", "Upper and lower control: all of the text, and its length only."),
+    ("Majority class", "The answer of somebody who never sees the text."),
+    ("AUC", "Area under the ROC curve: 0.5 without any information, whatever the classes' shares."),
+    ("ASR", "Attack success rate: share of private tokens that an attacker names correctly at the first guess."),
+    (
+        "ε of a text",
+        "Exact differential privacy of the whole text, both sentences of a pair together, at the stated δ.",
+    ),
+)
+
+
+def framework(variant: str) -> str:
+    """Which of the two settings a way to classify belongs to."""
+    return "End to end" if variant in END_TO_END else "SnD framework"
+
+
+def variants(board: NluLeaderboard) -> list[str]:
+    """The ways to classify that were run, end to end first."""
+    run = {row.variant for row in board.rows}
+    return [variant for variant in VARIANTS if variant in run]
+
+
+def fronts(board: NluLeaderboard) -> list[NluRow]:
+    """One row a front-end and level, controls first; which way it was classified is no matter here."""
+    found: dict[str, NluRow] = {}
+    for row in board.rows:
+        if row.variant != "majority" and (row.label not in found or not found[row.label].asr):
+            found[row.label] = row
+    return sorted(found.values(), key=lambda row: not row.is_control)
+
+
+def row_of(board: NluLeaderboard, variant: str, label: str) -> NluRow | None:
+    """The row of a way to classify behind a front-end, if it was run."""
+    return next((row for row in board.rows if (row.variant, row.label) == (variant, label)), None)
+
+
+def majority(board: NluLeaderboard) -> NluRow:
+    """The control that never sees the text."""
+    return next(row for row in board.rows if row.variant == "majority")
+
+
+def mechanism(row: NluRow) -> str:
+    """A front-end's name without its level."""
+    return row.label if row.value is None else row.label.rpartition(", ")[0] or row.label
+
+
+# --- table -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: heading, small type under it, and how a front-end's label fills it."""
+
+    name: str
+    small: tuple[str, ...]
+    cell: Callable[[NluRow], Cell]
+
+    @property
+    def line(self) -> str:
+        """The heading on one line."""
+        return f"{self.name} ({', '.join(self.small)})" if self.small else self.name
+
+
+def figures(board: NluLeaderboard) -> list[str]:
+    """The figures that the table shows: accuracy, GLUE's own for the task, AUC."""
+    return list(dict.fromkeys(("accuracy", board.metric, "auc")))
+
+
+def columns(board: NluLeaderboard) -> list[Column]:
+    """What was measured, a way to classify after the other, then what was sent, attacked and guaranteed."""
+    found = [_figure_column(board, variant, name) for variant in variants(board) for name in figures(board)]
+    found += [_attack_column(name) for name in dict.fromkeys(name for row in board.rows for name in row.asr)]
+    return [*found, Column("ε of a text", _delta(board), _epsilon_cell), Column("Bits a token", (), _bits_cell)]
+
+
+def _figure_column(board: NluLeaderboard, variant: str, figure: str) -> Column:
+    def cell(front: NluRow) -> Cell:
+        row = row_of(board, variant, front.label)
+        return missing("not run") if row is None else estimate_cell(row.over_seeds[figure], "not run", row.seeds)
+
+    return Column(FIGURES[figure], (framework(variant), VARIANTS[variant]), cell)
+
+
+def _attack_column(attack: str) -> Column:
+    def cell(front: NluRow) -> Cell:
+        found = front.asr.get(attack)
+        return missing("nothing is sent") if found is None else estimate_cell(found, "", found.n)
+
+    return Column("ASR", (attack,), cell)
+
+
+def _epsilon_cell(front: NluRow) -> Cell:
+    privacy = front.privacy
+    if privacy is None or privacy.epsilon_sequence is None:
+        return missing("nothing is sent" if privacy is None else privacy.caveat or "no exact ε")
+    small = (f"{words.count(privacy.sequence_tokens or 0)} tokens", f"ε {words.number(privacy.epsilon_token)} a token")
+    return Cell(words.number(privacy.epsilon_sequence), small, privacy.epsilon_sequence, privacy.caveat)
+
+
+def _bits_cell(front: NluRow) -> Cell:
+    cost = front.cost
+    return Cell(words.count(cost.bits_per_token), (f"{words.number(cost.bits_per_text)} a text",), cost.bits_per_token)
+
+
+def _delta(board: NluLeaderboard) -> tuple[str, ...]:
+    deltas = {row.privacy.delta for row in board.rows if row.privacy is not None and row.privacy.delta}
+    return (f"δ = {words.setting(deltas.pop())}",) if len(deltas) == 1 else ()
+
+
+def cost_rows(board: NluLeaderboard) -> list[dict[str, str]]:
+    """What each way to classify asks of server and user; ranges over the front-ends."""
+    found = []
+    for variant in variants(board):
+        rows = [row for row in board.rows if row.variant == variant]
+        steps = {row.steps for row in rows}
+        found.append(
+            {
+                "Way to classify": f"{framework(variant)}: {VARIANTS[variant]}",
+                "Trained at the server": _range([row.cost.server_parameters for row in rows]),
+                "Held by the user": _range([row.cost.user_parameters for row in rows]),
+                "… bytes": _range([row.cost.user_bytes for row in rows], words.memory),
+                "Bits sent a text": _range([row.cost.bits_per_text for row in rows], words.number),
+                "Bits back": _range([row.cost.bits_back for row in rows]),
+                "Steps through the model": ", ".join("none" if step is None else words.count(step) for step in steps),
+            }
+        )
+    return found
+
+
+def _range(values: list[float] | list[int], show: Callable[[float], str] = words.count) -> str:
+    low, high = show(min(values)), show(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def attribute_rows(board: NluLeaderboard) -> list[dict[str, str]]:
+    """What an attacker infers of whole texts, a line a front-end and attribute."""
+    return [
+        {
+            "Front-end": one.label,
+            "Attribute": one.attribute,
+            "Always the commoner": words.percent(one.majority),
+            "Accuracy": words.with_interval(one.accuracy),
+            "AUC": words.with_interval(one.auc),
+        }
+        for one in board.attributes
+    ]
+
+
+def console_table(board: NluLeaderboard) -> Table:
+    """Accuracy and AUC of every way to classify, for a terminal: values only; the report has the intervals."""
+    table = Table(title=board.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("Front-end", no_wrap=True)
+    for variant in variants(board):
+        table.add_column(f"{variant}\nacc", justify="right")
+        table.add_column("\nAUC", justify="right")
+    attacks = list(dict.fromkeys(name for row in board.rows for name in row.asr))
+    for attack in attacks:
+        table.add_column(f"ASR\n{attack.partition(' ')[0].partition('-')[0]}", justify="right")
+    for front in fronts(board):
+        cells = []
+        for variant in variants(board):
+            row = row_of(board, variant, front.label)
+            cells += [_plain(None if row is None else row.over_seeds[name], ".3f") for name in ("accuracy", "auc")]
+        table.add_row(Text(front.label), *cells, *(_plain(front.asr.get(name), ".1%") for name in attacks))
+    never = majority(board).over_seeds
+    table.caption = (
+        f"{board.eval_examples} examples, {len(board.seeds)} seeds; majority class: accuracy "
+        f"{never['accuracy'].value:.3f}. Intervals are in the report."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _plain(estimate: Estimate | None, style: str) -> str:
+    return words.MISSING if estimate is None else format(estimate.value, style)
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def setup(board: NluLeaderboard) -> str:
+    """What was measured."""
+    schedule = f" Schedule: {board.schedule}." if board.schedule else ""
+    seeds = "one seed" if len(board.seeds) == 1 else f"{len(board.seeds)} seeds"
+    return (
+        f"{board.model} answers GLUE's {board.task} about private text that it receives only through each front-end: "
+        f"{words.count(board.eval_examples)} examples, {words.count(board.private_tokens)} private tokens, {seeds}, "
+        f"{words.count(board.train_examples)} training examples a seed.{schedule}"
+    )
+
+
+def outcome(board: NluLeaderboard) -> list[str]:
+    """What came out, in sentences."""
+    never = majority(board).over_seeds["accuracy"].value
+    return [sentence for variant in variants(board) for sentence in _outcome(board, variant, never)]
+
+
+def _outcome(board: NluLeaderboard, variant: str, never: float) -> Iterator[str]:
+    rows = [row for row in board.rows if row.variant == variant]
+    clean = next((row for row in rows if row.method == "clean"), None)
+    mean = next((row for row in rows if row.method == "mean"), None)
+    name = f"{framework(variant)}, {VARIANTS[variant]}"
+    if clean is not None:
+        accuracy = clean.over_seeds["accuracy"]
+        gap = 100 * (accuracy.value - never)
+        yield (
+            f"{name}: clean text {words.with_interval(accuracy)} accuracy, {words.number(gap)} points from the "
+            f"majority class ({words.number(never)})."
+        )
+    tested = [row for row in rows if not row.is_control]
+    if not tested:
+        return
+    best = max(tested, key=lambda row: row.over_seeds["auc"].value)
+    auc = best.over_seeds["auc"]
+    against = "" if mean is None else f"; without any input {words.with_interval(mean.over_seeds['auc'])}"
+    doubt = ", which cannot be told from chance" if auc.low is None or auc.low <= 0.5 else ""
+    yield f"{name}: the best front-end under test is {best.label}, AUC {words.with_interval(auc)}{doubt}{against}."
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def styles(board: NluLeaderboard) -> dict[str, Style]:
+    """Mechanism under test -> its colour and marker."""
+    names = list(dict.fromkeys(mechanism(row) for row in fronts(board) if not row.is_control))
+    colours = (WITH, *HUES)
+    return {
+        name: Style(colours[number % len(colours)], MARKERS[number % len(MARKERS)], f"m{number}")
+        for number, name in enumerate(names)
+    }
+
+
+def utility(board: NluLeaderboard, variant: str, figure: str) -> str:
+    """A figure against the nearest-neighbour ASR, one line a mechanism; empty if nothing under test was run."""
+    drawn = styles(board)
+    rows = [row for row in board.rows if row.variant == variant and not row.is_control and _nearest(row) is not None]
+    if not rows:
+        return ""
+
+    def paint(canvas: Figure) -> None:
+        axes = canvas.add_axes((0.13, 0.15, 0.82, 0.74))
+        drawing.success_axis(axes, "x", max(_rate(row) for row in rows))
+        for name, style in drawn.items():
+            _line(axes, sorted((row for row in rows if mechanism(row) == name), key=_rate), figure, style)
+        for name, value in _references(board, variant, figure):
+            axes.axhline(value, color=MUTED, linewidth=0.9, dashes=(5, 3), zorder=1)
+            place = axes.get_yaxis_transform()
+            axes.annotate(
+                name, (0.99, value), (0, 2), xycoords=place, textcoords="offset points", ha="right", color=INK
+            )
+        axes.grid(axis="y")
+        axes.margins(y=0.12)
+        axes.set_xlabel("nearest-neighbour ASR (square-root scale)")
+        axes.set_title(f"{FIGURES[figure]}: {framework(variant)}, {VARIANTS[variant]}", loc="left", x=-0.14)
+
+    return drawing.draw(f"{variant}-{figure}", (5.4, 3.6), paint)
+
+
+def _line(axes: Axes, rows: list[NluRow], figure: str, style: Style) -> None:
+    if not rows:
+        return
+    values = [row.over_seeds[figure] for row in rows]
+    axes.plot([_rate(row) for row in rows], [value.value for value in values], color=style.colour, linewidth=0.9)
+    for row, value in zip(rows, values, strict=True):
+        bars: Any = {"yerr": drawing.errors(value), "elinewidth": 0.8}
+        axes.errorbar(_rate(row), value.value, fmt=style.marker, color=style.colour, zorder=3, **bars)
+
+
+def _references(board: NluLeaderboard, variant: str, figure: str) -> Iterator[tuple[str, float]]:
+    for row in board.rows:
+        if row.variant == variant and row.method in ("clean", "mean"):
+            yield {"clean": "clean text", "mean": "length only"}[row.method], row.over_seeds[figure].value
+    if figure == "accuracy":
+        yield "majority class", majority(board).over_seeds[figure].value
+
+
+def _nearest(row: NluRow) -> Estimate | None:
+    return next((rate for name, rate in row.asr.items() if words.is_nearest(name)), None)
+
+
+def _rate(row: NluRow) -> float:
+    rate = _nearest(row)
+    return 0.0 if rate is None else rate.value
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def command(board: NluLeaderboard) -> str:
+    """Command line that repeats the run, as it was typed."""
+    return " ".join(["python -m del_lightning", *(shlex.quote(argument) for argument in board.overrides)])
+
+
+def render_markdown(board: NluLeaderboard) -> str:
+    """The report as Markdown. No data-set text."""
+    shown = columns(board)
+    lines = [[front.label, *(column.cell(front).line for column in shown)] for front in fronts(board)]
+    never = ", ".join(
+        f"{FIGURES[name]} {words.number(majority(board).over_seeds[name].value)}" for name in figures(board)
+    )
+    parts = [f"# {escape(board.title)}", escape(" ".join([setup(board), *outcome(board)]))]
+    parts += [
+        "## Leaderboard",
+        f"Mean over {len(board.seeds)} seeds with Student's 95% interval. Majority class: {never}.",
+    ]
+    parts += [markdown_table(["Front-end", *(escape(column.line) for column in shown)], lines)]
+    parts += ["## Cost", markdown_rows(cost_rows(board))]
+    if attributes := attribute_rows(board):
+        parts += ["## What can be inferred of a whole text", markdown_rows(attributes)]
+    parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in board.notes) or "None."]
+    parts += ["## Environment", markdown_table(["", ""], [list(line) for line in environment_rows(board.environment)])]
+    took = f"Generated {words.moment(board.generated)}; the runs behind it took {words.duration(board.wall_seconds)}."
+    parts += [took, "More: [figures](index.html), [all numbers](leaderboard.json)."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _context(board: NluLeaderboard) -> dict[str, Any]:
+    shown = columns(board)
+    pictures = [
+        (f"{FIGURES[figure]} against attack success, {VARIANTS[variant]}.", Markup(svg))
+        for figure in ("auc", "accuracy")
+        for variant in variants(board)
+        if (svg := utility(board, variant, figure))
+    ]
+    return {
+        "board": board,
+        "generated": words.moment(board.generated),
+        "wall": words.duration(board.wall_seconds),
+        "setup": setup(board),
+        "outcome": outcome(board),
+        "columns": shown,
+        "rows": [(front, [column.cell(front) for column in shown]) for front in fronts(board)],
+        "majority": [(FIGURES[name], words.number(majority(board).over_seeds[name].value)) for name in figures(board)],
+        "pictures": pictures,
+        "styles": styles(board),
+        "shapes": drawing.shapes(),
+        "mechanism": mechanism,
+        "costs": cost_rows(board),
+        "attributes": attribute_rows(board),
+        "configuration": OmegaConf.to_yaml(OmegaConf.create(board.config)),
+        "environment": environment_rows(board.environment),
+        "command": command(board),
+        "glossary": GLOSSARY,
+    }
+
+
+def render_html(board: NluLeaderboard) -> str:
+    """The whole report as one HTML page that needs no other file and no network."""
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
+    css = (_FOLDER / "page.css").read_text(encoding="utf-8")
+    environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("nlu.html.j2").render(
+        _context(board),
+        css=Markup(css),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def write_nlu_report(folder: Path, board: NluLeaderboard) -> Path:
+    """Write ``index.html``, ``report.md`` and ``leaderboard.json`` into ``folder``, which is created.
+
+    None of them holds text of the data set.
+
+    Returns:
+        Path of ``index.html``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "leaderboard.json", board)
+    write_text(folder / "report.md", render_markdown(board))
+    write_text(folder / "index.html", render_html(board))
+    return folder / "index.html"

@@ -1,0 +1,288 @@
+"""Stage ``nlu``: classify private text behind every front-end, end to end and in the SnD framework, and report it.
+
+For each way to classify, each of its front-ends at each privacy level, and each seed: one artefact
+(:mod:`~del_lightning.stages.classification`). The front-ends are calibrated to the attack success targets on held-out
+text of the task itself, and attacked on the reported texts under the first seed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich import print as rprint
+from rich.console import Console
+
+from del_lightning.artifacts import Artifact, Outcome, capture_environment
+from del_lightning.attacks import AttributeInference, Texts
+from del_lightning.data.corpora import check_corpus
+from del_lightning.data.glue import check_glue
+from del_lightning.errors import ConfigError
+from del_lightning.llm import check_llm
+from del_lightning.methods.factory import NEEDS_CODEC
+from del_lightning.metrics import over_examples, over_seeds
+from del_lightning.report.nlu import console_table, write_nlu_report
+from del_lightning.report.schema import Estimate, MethodCalibration, NluAttribute, NluCost, NluLeaderboard, NluRow
+from del_lightning.stages import attack, calibrate
+from del_lightning.stages import codec as codec_stage
+from del_lightning.stages.classification import Front, NluTask, ensure, read_scores
+from del_lightning.stages.report import shareable, slug_of, without_folder
+from del_lightning.stages.setting import method_key
+from del_lightning.stages.training import pick_device
+from del_lightning.stages.workspace import Workspace
+
+SUITE = ("nearest", "nearest-l2", "nearest-code", "bayes")
+"""Attackers of single tokens: the others need running text of the corpus, which a task of sentences does not have."""
+
+ATTRIBUTE_TEXTS = 2000
+"""Public texts that the attribute attack learns from, at most."""
+
+
+def check(ws: Workspace) -> None:
+    """Fail now on what would fail after minutes.
+
+    Raises:
+        DelError: A model, data set or setting is missing or impossible.
+    """
+    pick_device(ws.config.trainer)
+    check_llm(ws.config.model)
+    check_glue(ws.config.nlu.task, ws.config.data.root)
+    methods = {name.partition("@")[0] for names in ws.config.nlu.runs.values() for name in names}
+    if methods & set(NEEDS_CODEC):
+        check_corpus(ws.config.codec.corpus, ws.config.data.root)
+    beyond = sorted(set(ws.config.attack.suite) - set(SUITE))
+    if beyond:
+        raise ConfigError(f"`attack.suite` must be among {', '.join(SUITE)} for stage=nlu, got {beyond[0]!r}")
+    searched = sorted(name for name in methods if ws.parameter(name) and ws.given_value(name) is None)
+    if searched and not ws.config.targets:
+        raise ConfigError(f"`targets` must hold a success rate to which {', '.join(searched)} are calibrated, got []")
+
+
+def run(ws: Workspace) -> Path:
+    """Train and evaluate what is missing, then write the report; returns the page's path."""
+    task = NluTask(ws)
+    runs = list(_runs(task))
+    seeds = ws.config.nlu.seeds
+    # All rows under the first seed before any under the second: a run that is cut short still has whole tables.
+    for done, (seed, (variant, front)) in enumerate((seed, run) for seed in seeds for run in runs):
+        artifact = ensure(task, variant, front, seed)
+        figures = artifact.result.metrics
+        rprint(
+            f"{done + 1}/{len(seeds) * len(runs)} {variant}, {front.setting.label}, seed {seed}: accuracy "
+            f"{figures['accuracy'].value:.3f}, AUC {figures['auc'].value:.3f} ({artifact.result.wall_seconds:.0f} s)"
+        )
+    board = leaderboard(task, runs)
+    page = write_nlu_report(ws.store.root / "report" / slug_of(ws.config.title), board)
+    if ws.config.logger.kind == "wandb":
+        ws.wandb_run.summary.update(summary_metrics(board))
+    console = Console()
+    console.print(console_table(board))
+    console.print(f"report: {page.resolve()}", soft_wrap=True)
+    return page
+
+
+def _runs(task: NluTask) -> Iterator[tuple[str, Front]]:
+    """Every way to classify behind every front-end at every level."""
+    for variant, names in task.config.runs.items():
+        for name in names:
+            for front in task.fronts(name):
+                yield variant, front
+
+
+def summary_metrics(board: NluLeaderboard) -> dict[str, float]:
+    """Flat names for a logger's summary, for instance ``nlu/prompt/DEL, 2 bits, ASR 0.1/auc``."""
+    return {
+        f"nlu/{row.variant}/{row.label}/{name}": estimate.value
+        for row in board.rows
+        for name, estimate in {**row.over_seeds, **{f"asr/{name}": rate for name, rate in row.asr.items()}}.items()
+    }
+
+
+def leaderboard(task: NluTask, runs: list[tuple[str, Front]]) -> NluLeaderboard:
+    """Assemble the typed leaderboard of these runs."""
+    ws, data = task.ws, task.data
+    artifacts = {
+        (variant, front): [ensure(task, variant, front, seed) for seed in task.config.seeds] for variant, front in runs
+    }
+    fronts = _distinct([front for variant, front in runs if variant != "local"])
+    attributes = [_attributes(task, front) for front in fronts]
+    behind = [*(one for found in artifacts.values() for one in found), *attributes, *_shared(fronts)]
+    config = asdict(ws.config)
+    return NluLeaderboard(
+        title=ws.config.title,
+        schedule=ws.config.schedule,
+        task=data.task.name,
+        metric=data.task.metric,
+        model=ws.llm.name,
+        head=task.config.head,
+        train_examples=len(data.training_rows(task.config.seeds[0])),
+        selection_examples=len(data.part("validation")),
+        eval_examples=len(data.rows("test")),
+        private_tokens=sum(len(prompt.private_ids) for prompt in data.prompts()),
+        seeds=list(task.config.seeds),
+        rows=[_majority(task), *(_row(task, variant, front, found) for (variant, front), found in artifacts.items())],
+        attributes=[NluAttribute.model_validate(entry) for one in attributes for entry in one.result.details["found"]],
+        calibrations=_calibrations(fronts),
+        notes=_notes(task, fronts),
+        config=shareable(config),
+        overrides=[without_folder(override) for override in ws.overrides if not override.startswith("out=")],
+        environment=capture_environment(),
+        wall_seconds=sum({one.key: one.result.wall_seconds for one in behind}.values()),
+        generated=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _distinct(fronts: list[Front]) -> list[Front]:
+    """The front-ends of several ways to classify, each once."""
+    return list({(front.name, front.setting): front for front in fronts}.values())
+
+
+def _shared(fronts: list[Front]) -> Iterator[Artifact]:
+    """Artefacts that several rows rest on: codec, calibrations, attacks."""
+    for front in fronts:
+        yield from attack.ensure(front.view, front.setting)
+        if codec_stage.needed(front.view):
+            yield codec_stage.ensure(front.view)
+        for name in calibrate.calibrated(front.view):
+            yield calibrate.ensure(front.view, name)
+
+
+def _calibrations(fronts: list[Front]) -> list[MethodCalibration]:
+    """One record a front-end that was calibrated, named as its rows are."""
+    found: dict[str, MethodCalibration] = {}
+    for front in fronts:
+        for name in calibrate.calibrated(front.view):
+            found[front.name] = calibrate.calibration(front.view, name).model_copy(
+                update={"label": front.setting.title}
+            )
+    return list(found.values())
+
+
+def _row(task: NluTask, variant: str, front: Front, artifacts: list[Artifact]) -> NluRow:
+    content = [read_scores(artifact) for artifact in artifacts]
+    scores, labels = [one["scores"] for one in content], content[0]["labels"]
+    figures = [artifact.result.metrics for artifact in artifacts]
+    method, setting, sends = front.method(), front.setting, variant != "local"
+    statement = method.statement(front.view.mean_prompt_tokens, task.ws.config.evaluate.delta)
+    return NluRow(
+        variant=variant,
+        method=setting.method,
+        label=setting.label,
+        is_control=method.parameter is None,
+        bits=front.bits,
+        parameter=method.parameter,
+        value=setting.value,
+        target=setting.target,
+        matching=setting.matching,
+        seeds=len(artifacts),
+        steps=artifacts[0].result.details["steps"],
+        over_seeds={name: over_seeds([figure[name].value for figure in figures]) for name in figures[0]},
+        over_examples=over_examples(scores, labels),
+        asr=attack.rates(front.view, setting) if sends else {},
+        privacy=statement.columns() if sends else None,
+        cost=_cost(task, variant, front, artifacts[0].result.details["trained"]),
+    )
+
+
+def _cost(task: NluTask, variant: str, front: Front, trained: dict[str, int]) -> NluCost:
+    method, view = front.method(), front.view
+    release = method.release(torch.tensor([task.data.prompts()[0].private_ids], device=view.device))
+    bits = 0.0 if variant == "local" else method.payload_bits(release) / release.tokens
+    footprint = method.footprint()
+    parameters, size = footprint.parameters + trained["user"], footprint.bytes + 4 * trained["user"]
+    if variant in ("snd-user", "local"):
+        # The user's denoiser reads clean embeddings, so their table is on the device too.
+        table = method.embedding_table
+        parameters, size = parameters + table.numel(), size + 4 * table.numel()
+    return NluCost(
+        server_parameters=trained["server"],
+        user_parameters=parameters,
+        user_bytes=size,
+        bits_per_token=bits,
+        bits_per_text=bits * float(np.mean([len(prompt.private_ids) for prompt in task.data.prompts()])),
+        bits_back={"snd-user": 32.0 * task.ws.llm.hidden_size, "local": 0.0}.get(variant, 1.0),
+    )
+
+
+def _majority(task: NluTask) -> NluRow:
+    """The answer of somebody who never sees the text."""
+    labels = task.data.rows("test").labels
+    scores = [[float(task.data.majority)] * len(labels)]
+    found = over_examples(scores, labels)
+    nothing = NluCost(
+        server_parameters=0, user_parameters=0, user_bytes=0, bits_per_token=0, bits_per_text=0, bits_back=0
+    )
+    return NluRow(
+        variant="majority",
+        method="majority",
+        label="Majority class",
+        is_control=True,
+        seeds=1,
+        over_seeds={name: Estimate(value=figure.value, n=1) for name, figure in found.items()},
+        over_examples=found,
+        cost=nothing,
+    )
+
+
+def _attributes(task: NluTask, front: Front) -> Artifact:
+    """Attribute inference from the releases that the token attacks read too."""
+    determined_by = {
+        "model": task.ws.model_key,
+        "method": method_key(front.view, front.setting),
+        "data": task.data.fingerprint,
+        "texts": ATTRIBUTE_TEXTS,
+        "seed": task.config.seeds[0],
+    }
+    return task.ws.store.get("attribute", determined_by, lambda folder: _infer(task, front))
+
+
+def _infer(task: NluTask, front: Front) -> Outcome:
+    data, method = task.data, front.method()
+    release, lengths, _ = attack.release_prompts(front.view, method, None)
+    train = data.pool(ATTRIBUTE_TEXTS)
+    parts = {
+        "public": ("train", train),
+        "held_out": ("train", data.held_out_rows),
+        "test": ("test", range(len(lengths))),
+    }
+    values = {part: data.attributes(split, list(rows)) for part, (split, rows) in parts.items()}
+    public, held_out = (
+        Texts.of(data.private_rows(*parts[part]), values[part].values()) for part in ("public", "held_out")
+    )
+    scores = AttributeInference(public, held_out, task.config.seeds[0])(method, release, lengths)
+    found = []
+    for column, (name, truth) in enumerate(values["test"].items()):
+        figures = over_examples([scores[:, column].tolist()], truth)
+        share = sum(truth) / len(truth)
+        entry = NluAttribute(
+            label=front.setting.label,
+            attribute=name,
+            majority=max(share, 1 - share),
+            accuracy=figures["accuracy"],
+            auc=figures["auc"],
+        )
+        found.append(entry.model_dump(mode="json"))
+    return Outcome(details={"found": found})
+
+
+def _notes(task: NluTask, fronts: list[Front]) -> list[str]:
+    """What a reader must know about these very numbers."""
+    data, config = task.data, task.config
+    pair = "both sentences together" if len(data.task.columns) > 1 else "the sentence"
+    notes = [
+        f"Reported are {len(data.rows('test'))} examples of GLUE's validation split; {config.selection_examples} "
+        "examples held out of its training split selected checkpoints, and nothing was chosen on reported ones.",
+        f"A seed draws {len(data.training_rows(config.seeds[0]))} training examples, initial weights and noise anew. "
+        "Intervals over seeds are Student's; intervals over examples are in leaderboard.json.",
+        f"A text is {pair}: epsilon of a text covers all of it at once. The template is public and sent in the clear.",
+    ]
+    for calibration in _calibrations(fronts):
+        for matching, results in calibration.found.items():
+            notes += [
+                f"{calibration.label}, {matching} ASR {result.target:g}: {result.note}"
+                for result in results
+                if matching in task.ws.config.matching and not result.reached
+            ]
+    return notes

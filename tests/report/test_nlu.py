@@ -1,0 +1,184 @@
+"""The NLU report says what its numbers say, in every format, and invents none."""
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from del_lightning.report import nlu
+from del_lightning.report.schema import Estimate, NluAttribute, NluCost, NluLeaderboard, NluRow
+from tests.report.factory import make_board, rate
+
+FRONTS = {
+    # label: method, bits, value, target, accuracy, auc, nearest-neighbour ASR
+    "Clean prompt": ("clean", None, None, None, 0.831, 0.912, 1.0),
+    "Mean embedding": ("mean", None, None, None, 0.503, 0.5, 0.0),
+    "DEL, 1 bit, ASR 0.1": ("del", 1, 19.0, 0.1, 0.541, 0.552, 0.09),
+    "DEL, 4 bits, ASR 0.02": ("del", 4, 9.0, 0.02, 0.522, 0.531, 0.018),
+    "DEL, 4 bits, ASR 0.1": ("del", 4, 21.0, 0.1, 0.562, 0.613, 0.095),
+}
+
+
+def t(value: float, spread: float = 0.03) -> Estimate:
+    return Estimate(value=value, n=3, low=value - spread, high=value + spread, interval="t")
+
+
+def figures(accuracy: float, auc: float) -> dict[str, Estimate]:
+    return {"accuracy": t(accuracy), "f1": t(accuracy + 0.04), "matthews": t(2 * accuracy - 1), "auc": t(auc)}
+
+
+def row(variant: str, label: str) -> NluRow:
+    method, bits, value, target, accuracy, auc, asr = FRONTS[label]
+    privacy = make_board().rows[-1].privacy if method == "del" else None
+    sent = 18.0 * (bits or 0)
+    return NluRow(
+        variant=variant,
+        method=method,
+        label=label,
+        is_control=value is None,
+        bits=bits,
+        parameter=None if value is None else "mu",
+        value=value,
+        target=target,
+        matching=None if value is None else "nearest",
+        seeds=3,
+        steps=40,
+        over_seeds=figures(accuracy, auc),
+        over_examples=figures(accuracy, auc),
+        asr={"nearest neighbour (cosine)": rate(asr), "Bayes-optimal": rate(min(1.0, 2 * asr))},
+        privacy=privacy,
+        cost=NluCost(
+            server_parameters=12_000 if variant == "prompt" else 15_000_000,
+            user_parameters=900_000,
+            user_bytes=3_600_000,
+            bits_per_token=sent,
+            bits_per_text=sent * 25,
+            bits_back=1,
+        ),
+    )
+
+
+def board(**changes: object) -> NluLeaderboard:
+    base = make_board()
+    majority = row("prompt", "Mean embedding").model_copy(
+        update={"variant": "majority", "method": "majority", "label": "Majority class", "asr": {}}
+    )
+    rows = [majority, *(row(variant, label) for variant in ("snd", "prompt") for label in FRONTS)]
+    attribute = NluAttribute(
+        label="Clean prompt", attribute="mentions a <number>", majority=0.57, accuracy=rate(0.98), auc=rate(0.99)
+    )
+    values = {
+        "title": "Made-up GLUE",
+        "schedule": "made-up",
+        "task": "mrpc",
+        "metric": "f1",
+        "model": "made-up-135m",
+        "head": "linear",
+        "train_examples": 256,
+        "selection_examples": 64,
+        "eval_examples": 200,
+        "private_tokens": 9000,
+        "seeds": [0, 1, 2],
+        "rows": rows,
+        "attributes": [attribute],
+        "calibrations": [],
+        "notes": ["A made-up note & more."],
+        "config": base.config,
+        "overrides": ["experiment=cpu/mrpc", "data.root=DIR"],
+        "environment": base.environment,
+        "wall_seconds": 3720.0,
+        "generated": "2026-01-01T00:00:00+00:00",
+    }
+    return NluLeaderboard(**{**values, **changes})
+
+
+def test_ways_to_classify_stand_side_by_side_end_to_end_first() -> None:
+    shown = nlu.columns(board())
+    assert [column.line for column in shown[:6]] == [
+        f"{figure} ({framework}, {name})"
+        for framework, name in (("End to end", "soft prompt"), ("SnD framework", "denoiser at the server"))
+        for figure in ("Accuracy", "F1", "AUC")
+    ]
+    assert [column.line for column in shown[6:]] == [
+        "ASR (nearest neighbour (cosine))",
+        "ASR (Bayes-optimal)",
+        "ε of a text (δ = 10⁻⁵)",
+        "Bits a token",
+    ]
+    best = next(front for front in nlu.fronts(board()) if front.label == "DEL, 4 bits, ASR 0.1")
+    cells = [column.cell(best) for column in shown]
+    assert (cells[0].text, cells[0].small) == ("0.562", ("[0.532, 0.592]",))
+    assert (cells[2].text, cells[6].text) == ("0.613", "0.0950")
+
+
+def test_a_front_end_stands_once_and_controls_first() -> None:
+    labels = [front.label for front in nlu.fronts(board())]
+    assert sorted(labels) == sorted(FRONTS)
+    assert labels[:2] == ["Clean prompt", "Mean embedding"]
+
+
+def test_a_way_that_was_not_run_behind_a_front_end_leaves_a_gap() -> None:
+    rows = [r for r in board().rows if (r.variant, r.method) != ("snd", "clean")]
+    shown = nlu.columns(board(rows=rows))
+    clean = next(front for front in nlu.fronts(board(rows=rows)) if front.method == "clean")
+    assert shown[3].cell(clean).text == "–"
+    assert shown[0].cell(clean).text == "0.831"
+
+
+def test_sentences_come_from_the_numbers() -> None:
+    first, second, *_ = nlu.outcome(board())
+    assert "clean text 0.831 [0.801, 0.861] accuracy, 32.8 points from the majority class (0.503)" in first
+    assert "best front-end under test is DEL, 4 bits, ASR 0.1, AUC 0.613 [0.583, 0.643]" in second
+    assert "chance" not in second
+    rows = [r for r in board().rows if r.is_control or r.target == 0.02]
+    assert "which cannot be told from chance" not in " ".join(nlu.outcome(board(rows=rows)))  # .531 - .03 > .5
+    weak = [r.model_copy(update={"over_seeds": figures(0.5, 0.52)}) if not r.is_control else r for r in rows]
+    assert "which cannot be told from chance" in nlu.outcome(board(rows=weak))[1]
+
+
+def test_costs_are_ranges_over_front_ends() -> None:
+    prompt, snd = nlu.cost_rows(board())
+    assert (prompt["Trained at the server"], snd["Trained at the server"]) == ("12\u202f000", "15\u202f000\u202f000")
+    assert prompt["Bits sent a text"] == "0 to 1\u202f800"
+
+
+def test_every_format_holds_the_table(tmp_path: Path) -> None:
+    page = nlu.write_nlu_report(tmp_path / "report", board())
+    html, markdown = page.read_text(), (page.parent / "report.md").read_text()
+    for text in (html, markdown):
+        for label in FRONTS:
+            assert label in text
+        assert "0.613" in text
+        assert "&amp; more" in text
+        assert "mentions a &lt;number&gt;" in text
+    assert NluLeaderboard.model_validate_json((page.parent / "leaderboard.json").read_text()) == board()
+    assert not re.search(r"(src|href)=[\"']https?:", html)
+    assert "python -m del_lightning experiment=cpu/mrpc data.root=DIR" in html
+    assert html.count("<figure") == 4  # two figures, two ways to classify
+
+
+def test_a_figure_is_the_same_twice_and_empty_without_rows() -> None:
+    first = nlu.utility(board(), "prompt", "auc")
+    assert first == nlu.utility(board(), "prompt", "auc")
+    assert "majority" not in first  # an area needs no such line
+    assert "majority class" in nlu.utility(board(), "prompt", "accuracy")
+    controls = [r for r in board().rows if r.is_control]
+    assert nlu.utility(board(rows=controls), "prompt", "auc") == ""
+
+
+def test_mechanisms_are_told_apart_by_shape_and_colour() -> None:
+    drawn = nlu.styles(board())
+    assert list(drawn) == ["DEL, 1 bit", "DEL, 4 bits"]
+    assert len({(style.colour, style.marker) for style in drawn.values()}) == 2
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
+def test_terminal_shows_values(seeds: list[int]) -> None:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(nlu.console_table(board(seeds=seeds)))
+    text = console.export_text()
+    assert "DEL, 4 bits, ASR 0.1" in text
+    assert "0.613" in text
+    assert f"{len(seeds)} seeds" in text
