@@ -43,7 +43,7 @@ WRONG = {
     "mechanism.bits=abc": "'abc' of type 'str' could not be converted to Integer (at `mechanism.bits`)",
     "mechanism.mu=-1": "`mechanism.mu` must be a positive number, got -1.0",
     "model=nope": "`model=nope` is unknown; choose one of: hub, qwen2_5_7b, smollm2",
-    "stage=train": "choose one of: account, attack, calibrate, codec, evaluate, export, pipeline, prompt, report, serve",
+    "stage=train": "one of: account, attack, calibrate, codec, evaluate, export, pipeline, prompt, report, serve",
     "experiment=nope": "one of: cpu/ptb, cpu/wikitext2, paper/cnn_dailymail, paper/ptb, paper/wikitext2, quickstart",
     "experiment=cpu/nope": "`experiment=cpu/nope` is unknown",
     "evaluate.seed=1": "`evaluate.seed` is not a setting; valid ones under `evaluate`: encoder, pooling, seeds,",
