@@ -9,6 +9,7 @@ import torch
 
 from del_lightning.serve import engine as engine_module
 from del_lightning.serve.base import BusyError, Delta, Event, Failed, Finished
+from del_lightning.serve.batch import RunningBatch
 from del_lightning.serve.engine import TransformersEngine
 from del_lightning.serve.exports import Prompt
 from del_lightning.serve.sampling import Sampling
@@ -199,12 +200,12 @@ def test_a_failed_step_ends_the_requests_in_it_and_no_others(stand: Stand, monke
     engine, exports = make(stand, rows=2)
     codes, expected = endless(stand, GREEDY)
 
-    def fail(_tokens: list[int]) -> torch.Tensor:
+    def fail(_self: RunningBatch, _tokens: list[int]) -> torch.Tensor:
         raise RuntimeError("out of memory; the prompt was ...")
 
     async def work() -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(engine._batch, "step", fail)
+            patch.setattr(RunningBatch, "step", fail)
             broken = [engine.submit(request_of(stand, codes, GREEDY, exports)) for _ in range(2)]
             ends = [(await collect(one))[2] for one in broken]
         return ends, await collect(engine.submit(request_of(stand, codes, GREEDY, exports)))

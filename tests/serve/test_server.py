@@ -237,6 +237,8 @@ class Puppet(Engine):
     def __init__(self, *script: Any, pause: float = 0.0) -> None:
         self.script, self.pause, self.places = list(script), pause, 1000
         self.cancelled, self.healthy_now = 0, True
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
 
     async def start(self) -> None: ...
 
@@ -253,6 +255,8 @@ class Puppet(Engine):
         for event in self.script:
             await asyncio.sleep(self.pause)
             generation.put(event)
+            while not self.may_go_on.is_set():
+                await asyncio.sleep(0.01)
 
     def cancel(self) -> None:
         self.cancelled += 1
@@ -354,7 +358,8 @@ def wait_for(condition: Any, seconds: float = 5.0) -> None:
 
 def test_draining_finishes_what_was_accepted(stand: Stand) -> None:
     """The first signal: no new request, but every token of the old ones; then the server is gone."""
-    engine = Puppet(*[Delta("x", [1])] * 20, Finished(20, "length"), pause=0.03)
+    engine = Puppet(*[Delta("x", [1])] * 20, Finished(20, "length"), pause=0.01)
+    engine.may_go_on.clear()
     service = make_service(stand, engine=engine)
     body = frame_of(stand, codes_of(stand, 3, 0))
     with serving(service) as (url, server), httpx.Client(timeout=10) as http:
@@ -366,6 +371,7 @@ def test_draining_finishes_what_was_accepted(stand: Stand) -> None:
             assert refusal(refused)[:2] == (503, "unavailable")
             assert "retry-after" in refused.headers
             assert httpx.get(f"{url}/health").json() == {"status": "draining"}
+            engine.may_go_on.set()
             rest = list(lines)
         assert sum(line.startswith("event: token") for line in rest) == 19
         assert any(line.startswith("event: done") for line in rest)
