@@ -402,6 +402,8 @@ class AttackConfig:
     """Shares of the language model in its prior that it tries besides 0."""
     tuning_prompts: int = 16
     """Validation prompts on which it fits how much the language model counts."""
+    masked_model: str | None = None
+    """Masked language model of the input inference attack: folder or hub id; null takes the LLM itself."""
     adapted_prior: bool = True
     """Whether its language model runs behind the clean control's soft prompt, which knows the domain."""
 

@@ -1,4 +1,5 @@
 import csv
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -141,4 +142,7 @@ def test_weights_and_biases_offline(tiny_llm: Factory, tmp_path: Path, monkeypat
     assert 0 <= summary["prompt-attack/nn_asr"] <= 1
     assert summary["prompt-val/perplexity"] > 1
     (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    assert b"gdp_mu_token" in file.read_bytes()
+    deadline = time.monotonic() + 60  # the service writes behind our back, and late on a busy machine
+    while b"gdp_mu_token" not in file.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -116,7 +116,7 @@ def test_continuations_branch_die_and_change_places(model: FrozenLLM) -> None:
 
 def test_continuations_need_a_cache_that_can_change_places(tiny_llm: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llm()
-    monkeypatch.setattr(model, "_shares_states", False)
+    monkeypatch.setitem(model.__dict__, "shares_states", False)
     with pytest.raises(ConfigError, match="`llm` must keep a cache of keys and values only, got 'tiny-llama'"):
         Continuations(model, model.embed(random_ids(4)))
 

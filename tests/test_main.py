@@ -49,7 +49,7 @@ WRONG = {
     "evaluate.seed=1": "`evaluate.seed` is not a setting; valid ones under `evaluate`: encoder, pooling, seeds,",
     "nope=1": "`nope` is not a setting; valid ones under `the top level`: title, schedule, seed,",
     "data.split_ratio=0.5": "(at `data.split_ratio`)",
-    "methods=[gaussian]": "`methods` must be one of clean, mean, projection, del, got 'gaussian'",
+    "methods=[gaussian]": "`methods` must be one of clean, mean, random, projection, ",
     "mechanism.bits": "missing EQUAL",
     "model.name=./nope": "`model.name` must be an existing folder, got './nope'",
 }
@@ -57,7 +57,7 @@ WRONG = {
 WRONG_BEHIND_A_GOOD_MODEL = {
     "data.root=nope": "`data.root` must be an existing folder, got 'nope'",
     "codec.corpus=lee evaluate.encoder=./nope": "`evaluate.encoder` must be a packaged asset, a folder or a hub id",
-    "codec.corpus=lee targets=[]": "`targets` must hold a success rate when `mechanism.mu` is null, got []",
+    "codec.corpus=lee targets=[]": "`targets` must hold a success rate to which del are calibrated, got []",
 }
 
 

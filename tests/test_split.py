@@ -282,7 +282,7 @@ def store_prompt(llm: FrozenLLM, root: Path, method: DEL, prompt: SoftPrompt, na
         method.codec.save(folder / "codec.safetensors")
         return Outcome()
 
-    settings = {"name": name, "mu": 8.0, "bits": 4, "l2_clip": None}
+    settings = {"name": name, "value": 8.0, "bits": 4, "l2_clip": None}
     determined_by = {"model": {"fingerprint": llm.fingerprint, "dtype": "float32"}, "method": settings}
     config = {"model": {"name": llm.name, "dtype": "float32", "revision": None}}
     return ArtifactStore(root, config).get("prompt", determined_by, build).folder

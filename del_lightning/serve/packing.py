@@ -1,8 +1,8 @@
 """Linear layers in the processor's own weight layout.
 
-A bfloat16 product of a few rows with a weight matrix reads the matrix once and does little else. In the layout that
-oneDNN wants it reads about twice as fast on a CPU; torch would otherwise rearrange the weights again at every call.
-These are the operators that torch's own compiler emits. There is no gradient through them.
+A product of a few rows with a weight matrix reads the matrix once and does little else. In the layout that oneDNN wants
+it reads up to twice as fast on a CPU; torch would otherwise rearrange the weights at every call, or not at all. These
+are the operators that torch's own compiler emits. There is no gradient through them.
 """
 
 from typing import cast
@@ -14,7 +14,7 @@ from del_lightning.llm import FrozenLLM
 
 
 class PackedLinear(nn.Module):
-    """Computes what an ``nn.Linear`` on the CPU in bfloat16 does, up to rounding.
+    """Computes what an ``nn.Linear`` on the CPU does, up to rounding.
 
     Args:
         linear: Its weights are copied.
@@ -32,12 +32,12 @@ class PackedLinear(nn.Module):
 
 
 def pack(llm: FrozenLLM) -> int:
-    """Replace the linear layers of a language model for inference; nothing happens but on a CPU and in bfloat16.
+    """Replace the linear layers of a language model for inference; nothing happens but on a CPU that gains by it.
 
     Returns:
         How many layers were replaced.
     """
-    if llm.device.type != "cpu" or llm.dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if llm.device.type != "cpu" or not supported(llm.dtype):
         return 0
     found = [
         (parent, name, child)
@@ -48,3 +48,10 @@ def pack(llm: FrozenLLM) -> int:
     for parent, name, child in found:
         setattr(parent, name, PackedLinear(child))
     return len(found)
+
+
+def supported(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies numbers of this type by itself."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ import torch
 
 from del_lightning.artifacts import write_json
 from del_lightning.attacks import Attack, BayesOptimal, NearestNeighbour
+from del_lightning.attacks.input_inference import CausalPredictor, InputInference, MaskedPredictor
 from del_lightning.attacks.inverter import Inverter, TrainedInverter
 from del_lightning.attacks.language_model import LanguageModelPrior, tune
 from del_lightning.methods.factory import NEEDS_CODEC
@@ -57,19 +58,16 @@ def _attacker(ws: Workspace, name: str) -> Attacker:
     def simple(settings: dict[str, Any], make: Callable[[], Attack]) -> Attacker:
         return Attacker(name, None, True, settings, lambda setting, folder: make())
 
-    match name:
-        case "nearest":
-            return simple({"metric": config.metric}, lambda: NearestNeighbour(config.metric, config.chunk))
-        case "nearest-l2":
-            return simple({}, lambda: NearestNeighbour("l2", config.chunk))
-        case "nearest-code":
-            return simple({}, lambda: NearestNeighbour("code", config.chunk))
-        case "language-model":
-            return _language_model(ws)
-        case "inverter":
-            return _inverter(ws)
-        case _:
-            return simple({"prior": "training split"}, lambda: BayesOptimal(ws.prior, config.chunk))
+    makers: dict[str, Callable[[], Attacker]] = {
+        "nearest": lambda: simple({"metric": config.metric}, lambda: NearestNeighbour(config.metric, config.chunk)),
+        "nearest-l2": lambda: simple({}, lambda: NearestNeighbour("l2", config.chunk)),
+        "nearest-code": lambda: simple({}, lambda: NearestNeighbour("code", config.chunk)),
+        "bayes": lambda: simple({"prior": "training split"}, lambda: BayesOptimal(ws.prior, config.chunk)),
+        "language-model": lambda: _language_model(ws),
+        "input-inference": lambda: _input_inference(ws),
+        "inverter": lambda: _inverter(ws),
+    }
+    return makers[name]()
 
 
 def _language_model(ws: Workspace) -> Attacker:
@@ -84,6 +82,21 @@ def _language_model(ws: Workspace) -> Attacker:
     }
     make = partial(_tuned, ws)
     return Attacker("language-model", config.prompts, False, settings, make)
+
+
+def _input_inference(ws: Workspace) -> Attacker:
+    """The attacker that masks every token of what the Bayes-optimal one reads, and lets a language model fill it."""
+    config = ws.config.attack
+
+    def make(setting: Setting, folder: Path) -> Attack:
+        predictor = (
+            CausalPredictor(ws.llm, ws.data.prompts()[0].prefix_ids)
+            if config.masked_model is None
+            else MaskedPredictor.load(config.masked_model, ws.llm)
+        )
+        return InputInference(BayesOptimal(ws.prior, config.chunk), predictor)
+
+    return Attacker("input-inference", config.prompts, False, {"masked_model": config.masked_model}, make)
 
 
 def _inverter(ws: Workspace) -> Attacker:

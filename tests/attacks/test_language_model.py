@@ -228,13 +228,18 @@ def test_a_wide_beam_finds_the_best_sequence_of_all(tiny: Tiny) -> None:
         assert sequence.tolist() == [best // 300, best % 300]
 
 
-def test_a_wider_beam_never_scores_worse_on_these(tiny: Tiny) -> None:
+def test_a_wider_beam_never_scores_worse_on_these(tiny_llm: Factory) -> None:
+    tiny = Tiny(tiny_llm())
     attack = tiny.attack(mixture=Mixture(weight=0.9))
-    lattice = build_lattice(tiny.method, tiny.release, LENGTHS, tiny.prior, None)
-    best = [lm.search(lattice, LENGTHS, attack._context(), beam)[1].amax(1) for beam in (1, 4, 30)]
-    assert (best[0] <= best[1] + 1e-5).all()
-    assert (best[1] <= best[2] + 1e-5).all()
-    assert (best[0] < best[2] - 0.01).any()
+    improved = False
+    for seed in range(6):
+        release = tiny.method.release(tiny.truth[None], seeded(seed))
+        lattice = build_lattice(tiny.method, release, LENGTHS, tiny.prior, None)
+        best = [lm.search(lattice, LENGTHS, attack._context(), beam)[1].amax(1) for beam in (1, 4, 30)]
+        assert (best[0] <= best[1] + 1e-5).all()
+        assert (best[1] <= best[2] + 1e-5).all()
+        improved |= bool((best[0] < best[2] - 0.01).any())
+    assert improved
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])

@@ -140,7 +140,7 @@ def test_the_same_tokens_meet_new_noise_in_training_and_the_same_in_validation(
     constant = next(iter(data_for(module.split.llm).train_dataloader()))
     releases = Releases(module.split, monkeypatch)
     data = data_for(module.split.llm)
-    monkeypatch.setattr(data, "_training_batches", lambda blocks, first: iter(lambda: constant, None))
+    monkeypatch.setattr(data, "_training_batches", lambda blocks: iter(lambda: constant, None))
     fit(module, data, TRAINER, tmp_path)
     # 3 training steps, 3 validation batches, and the same again.
     training = releases.payloads[:3] + releases.payloads[6:9]

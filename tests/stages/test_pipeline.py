@@ -476,7 +476,12 @@ def test_contextual_attackers_train_and_tune_for_each_front_end(
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     config = config_for(model, encoder, tmp_path)
     suite = replace(
-        config.attack, suite=["bayes", "language-model", "inverter"], levels=[], prompts=4, beam=3, tuning_prompts=2
+        config.attack,
+        suite=["bayes", "language-model", "inverter", "input-inference"],
+        levels=[],
+        prompts=4,
+        beam=3,
+        tuning_prompts=2,
     )
     inverter = InverterConfig(width=8, heads=2, layers=1, steps=2, batch_size=2, sequence_tokens=12, validate_every=1)
     config = replace(config, methods=["del"], targets=[0.4], attack=suite, inverter=inverter)
@@ -486,6 +491,13 @@ def test_contextual_attackers_train_and_tune_for_each_front_end(
     workspace = Workspace(config)
     (setting,) = settings(workspace)
     rates = attack.rates(workspace, setting)
-    assert set(rates) == {"Bayes-optimal", "LM prior, sequence", "LM prior, marginals", "trained inverter", "worst"}
+    assert set(rates) == {
+        "Bayes-optimal",
+        "LM prior, sequence",
+        "LM prior, marginals",
+        "trained inverter",
+        "input inference",
+        "worst",
+    }
     assert rates["LM prior, marginals"].n == rates["trained inverter"].n < rates["Bayes-optimal"].n
     assert rates["worst"].value == max(rate.value for rate in rates.values())
