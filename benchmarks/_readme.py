@@ -8,7 +8,8 @@ from pathlib import Path
 
 from del_lightning.report import arrange, nlu, words
 from del_lightning.report.arrange import Entry
-from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow, NluLeaderboard, NluRow
+from del_lightning.report.schema import AttackedSetting, Estimate, Leaderboard, LeaderboardRow, NluLeaderboard, NluRow
+from del_lightning.report.tables import ATTACKED_NOTE, attacked_rows, markdown_rows
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"wikitext2": "WikiText-2", "ptb": "PTB"}
@@ -16,12 +17,33 @@ NONE = "–"
 
 
 def section() -> str:
-    """One table a committed leaderboard, in the order of their names; then those of GLUE."""
-    boards = [Leaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob("*/leaderboard.json"))]
+    """One table a committed leaderboard, in the order of their names; the attackers compared; then those of GLUE."""
+    boards, attacked = (
+        [Leaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob(f"*/{name}.json"))]
+        for name in ("leaderboard", "attacks")
+    )
     tasks = [
         NluLeaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob("nlu/*/leaderboard.json"))
     ]
-    return "\n\n".join([*(_table(board) for board in boards), *(nlu_table(board) for board in tasks)])
+    tables = [*map(_table, boards), *map(attack_table, attacked), *map(nlu_table, tasks)]
+    return "\n\n".join(tables)
+
+
+def attack_table(board: Leaderboard) -> str:
+    """What every attack reads where calibration to the nearest neighbour stops."""
+    rows = attacked_rows(board.model_copy(update={"attacked": [one for one in board.attacked if _is_matched(one)]}))
+    name = NAMES.get(board.dataset, board.dataset)
+    counts = sorted({rate.n for one in board.attacked if _is_matched(one) for rate in one.asr.values()})
+    lines = [
+        f"**{name}**: what every attack reads at the mu that nearest-neighbour calibration returns, {board.model}, "
+        f"{' or '.join(f'{n:,}' for n in counts)} tokens; {board.schedule}. {ATTACKED_NOTE}",
+        "",
+    ]
+    return "\n".join([*lines, markdown_rows(rows)])
+
+
+def _is_matched(one: AttackedSetting) -> bool:
+    return one.value is not None and ", ASR " in one.label
 
 
 def nlu_table(board: NluLeaderboard) -> str:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.factory import make_board, make_large_board
+from tests.report.factory import attacked, make_board, make_large_board
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +30,14 @@ def test_tables_of_many_methods_keep_to_what_is_compared() -> None:
     assert "inside the noise: " in table
     assert "η\u00a0=\u00a0192, see its caveat" in table
     assert "NLL − DEL" not in readme["_table"](make_board())  # nothing was compared there
+
+
+def test_attack_table_keeps_to_calibrated_settings() -> None:
+    readme = runpy.run_path(str(ROOT / "benchmarks" / "_readme.py"))
+    board = make_board(attacked=[attacked("DEL, ASR 0.1", 0.1, 0.19, 0.26), attacked("DEL", 0.2, 0.3, None)])
+    table = readme["attack_table"](board)
+    assert [line.split(" | ")[0] for line in table.splitlines()][4:] == ["| DEL, ASR 0.1"]
+    assert "+9.0 [+8.0, +10.0]" in table
 
 
 def test_committed_results_name_no_folder_of_a_machine() -> None:

@@ -326,6 +326,28 @@ class AttackCurve(Record):
     """For each point the bound on any attacker that knows only the prior; None without a guarantee."""
 
 
+class AttackDifference(Record):
+    """By how much more one attack reads than another of the same release of the same prompts."""
+
+    stronger: str
+    weaker: str
+    difference: Estimate
+    """Share of the private tokens; the interval resamples prompts. Positive: the order is as named."""
+
+
+class AttackedSetting(Record):
+    """One method at one setting under every attack, and the attacks against each other."""
+
+    method: str
+    label: str
+    value: float | None
+    privacy: PrivacyColumns
+    certified: float | None
+    """Bound on attacks that look at one token's release; None without a guarantee."""
+    asr: dict[str, Estimate]
+    differences: list[AttackDifference]
+
+
 class Leaderboard(Record):
     """``leaderboard.json``: everything the report pages show except the samples' text."""
 
@@ -344,6 +366,8 @@ class Leaderboard(Record):
     calibrations: list[MethodCalibration]
     curves: list[TrainingCurve]
     attack_curves: list[AttackCurve] = []
+    attacked: list[AttackedSetting] = []
+    """Every setting and level, when the suite holds more than one attack."""
     notes: list[str]
     config: dict[str, Any]
     overrides: list[str] = []

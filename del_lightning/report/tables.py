@@ -15,6 +15,7 @@ from rich.text import Text
 from del_lightning.report import arrange, prose, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import (
+    AttackedSetting,
     Calibration,
     CommunicationColumns,
     DeviceColumns,
@@ -26,6 +27,10 @@ from del_lightning.report.schema import (
     PrivacyColumns,
 )
 
+ATTACKED_NOTE = (
+    "Shares of the private tokens with 95% intervals. Differences are in percentage points, paired over the same "
+    "tokens; their intervals resample whole prompts."
+)
 PLAIN, PROMPTED = "no soft prompt", "+ soft prompt"
 
 
@@ -329,10 +334,56 @@ def recovery_rows(board: Leaderboard) -> list[dict[str, str]]:
     entries = [entry for entry in arrange.representatives(board) if not entry.row.is_control]
     recovered = [(entry.name, attack, found) for entry in entries for attack, found in entry.row.recovery.items()]
     measures = dict.fromkeys(measure for *_, found in recovered for measure in found)
+    certified = {entry.name: entry.row.certified for entry in entries}
     return [
-        {"Method": name, "Attack": attack} | {measure: _with_size(found.get(measure)) for measure in measures}
+        {"Method": name, "Attack": attack, "Certified top-1": _bound(certified[name], attack)}
+        | {measure: _with_size(found.get(measure)) for measure in measures}
         for name, attack, found in recovered
     ]
+
+
+def _bound(certified: float | None, attack: str) -> str:
+    """The bound that holds for an attack; those that read the context have none."""
+    return f"≤ {min(certified, 1):.1%}" if certified is not None and words.reads_one_token(attack) else words.MISSING
+
+
+def attacked_rows(board: Leaderboard) -> list[dict[str, str]]:
+    """Every attack on every setting, and the attacks against each other, one line a setting."""
+    names = dict.fromkeys(name for one in board.attacked for name in one.asr if name != "worst")
+    pairs = dict.fromkeys((pair.stronger, pair.weaker) for one in board.attacked for pair in one.differences)
+    return [
+        {"Method": one.label, "Guarantee": words.guarantee(one.privacy) or _own_parameter(one)}
+        | {name: _share(one.asr.get(name)) for name in names}
+        | {"Certified, one token": _bound(one.certified, "nearest")}
+        | {f"{_short(strong)} − {_short(weak)}": _gain(one, strong, weak) for strong, weak in pairs}
+        for one in board.attacked
+    ]
+
+
+def _own_parameter(one: AttackedSetting) -> str:
+    return words.MISSING if one.value is None else words.number(one.value)
+
+
+def _short(attack: str) -> str:
+    return attack.partition(" (")[0]
+
+
+def _share(estimate: Estimate | None) -> str:
+    """``12.3% [10.1, 14.7]``."""
+    if estimate is None:
+        return words.MISSING
+    between = "" if estimate.low is None or estimate.high is None else f" [{estimate.low:.1%}, {estimate.high:.1%}]"
+    return f"{estimate.value:.1%}{between.replace('%,', ',').replace('%]', ']')}"
+
+
+def _gain(one: AttackedSetting, strong: str, weak: str) -> str:
+    """A paired difference in percentage points."""
+    for pair in one.differences:
+        if (pair.stronger, pair.weaker) == (strong, weak):
+            value, low, high = pair.difference.value, pair.difference.low, pair.difference.high
+            limits = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+            return f"{100 * value:+.1f}{limits}".replace("-", "−")
+    return words.MISSING
 
 
 def calibration_rows(board: Leaderboard) -> list[dict[str, str]]:
@@ -418,6 +469,8 @@ def render_markdown(board: Leaderboard) -> str:
         parts += ["## On the user's device", markdown_rows(devices)]
     if recovered := recovery_rows(board):
         parts += ["## What each attack recovers", markdown_rows(recovered)]
+    if attacked := attacked_rows(board):
+        parts += ["## Every attack at every setting", markdown_rows(attacked), ATTACKED_NOTE]
     if calibrations := calibration_rows(board):
         parts += ["## Calibration", markdown_rows(calibrations)]
     parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in prose.warnings(board)) or "None."]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from rich import print as rprint
 from torch import Tensor
 
 from del_lightning.artifacts import Artifact, Outcome, write_json
+from del_lightning.attacks import BayesOptimal
+from del_lightning.attacks.language_model import MARGINALS
 from del_lightning.methods import Method, Release
-from del_lightning.metrics import certified_recovery, check_certified, largest_share, worst_case
+from del_lightning.metrics import certified_recovery, check_certified, largest_share, paired_difference, worst_case
 from del_lightning.metrics import recovery as recovery_of
-from del_lightning.report.schema import AttackCurve, CurvePoint, Estimate
+from del_lightning.report.schema import AttackCurve, AttackDifference, AttackedSetting, CurvePoint, Estimate
 from del_lightning.seeding import stream
 from del_lightning.stages.attackers import Attacker, attackers
 from del_lightning.stages.setting import Setting, build_method, method_key
@@ -98,6 +101,41 @@ def certified(ws: Workspace, method: Method) -> float | None:
     """Bound on the share that attackers of single positions read of the test prompts, whatever they know besides."""
     tokens = torch.tensor([token for prompt in ws.data.prompts() for token in prompt.private_ids])
     return certified_recovery(method, largest_share(tokens))
+
+
+def attacked(ws: Workspace, setting: Setting) -> AttackedSetting:
+    """A setting under every attack, and the attacks against each other on the same tokens."""
+    method = build_method(ws, setting)
+    return AttackedSetting(
+        method=setting.method,
+        label=setting.label if setting.matching or setting.value is None else setting.title,
+        value=setting.value,
+        privacy=method.statement(ws.mean_prompt_tokens, ws.config.evaluate.delta).columns(),
+        certified=certified(ws, method),
+        asr=rates(ws, setting),
+        differences=_differences(ws, setting),
+    )
+
+
+def _differences(ws: Workspace, setting: Setting) -> list[AttackDifference]:
+    """Optimal against nearest, and contextual against optimal: each knows all that the other one does."""
+    found = {
+        name: read for artifact in ensure(ws, setting) for read in [read_guesses(artifact)] for name in read["guesses"]
+    }
+    ladder = [f"nearest neighbour ({ws.config.attack.metric})", BayesOptimal.name, MARGINALS]
+    pairs = [(strong, weak) for weak, strong in pairwise(ladder) if {strong, weak} <= set(found)]
+    return [
+        AttackDifference(stronger=strong, weaker=weak, difference=_difference(found, strong, weak))
+        for strong, weak in pairs
+    ]
+
+
+def _difference(found: Mapping[str, dict[str, Any]], strong: str, weak: str) -> Estimate:
+    """Over the prompts that both attacks read, from the first."""
+    fewer = min(found[strong], found[weak], key=lambda read: len(read["lengths"]))
+    truth, lengths = torch.tensor(fewer["truth"]), torch.tensor(fewer["lengths"])
+    first, second = (torch.tensor(found[name]["guesses"][name][: len(truth)]) == truth for name in (strong, weak))
+    return paired_difference(first, second, lengths)
 
 
 def release_prompts(ws: Workspace, method: Method, prompts: int | None) -> tuple[Release, Tensor, Tensor]:

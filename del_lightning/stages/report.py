@@ -105,6 +105,7 @@ def leaderboard(ws: Workspace, found: list[Setting]) -> Leaderboard:
         calibrations=_calibrations(ws),
         curves=list(_curves(ws, found)),
         attack_curves=attack.curves(ws),
+        attacked=[attack.attacked(ws, one) for one in [*found, *levels(ws)]] if len(ws.config.attack.suite) > 1 else [],
         notes=_notes(ws),
         config=shareable(asdict(ws.config)),
         overrides=[without_folder(override) for override in ws.overrides if not override.startswith("out=")],

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 from del_lightning.config import Config
 from del_lightning.report.schema import (
     AttackCurve,
+    AttackDifference,
+    AttackedSetting,
     Calibration,
     CommunicationColumns,
     CurvePoint,
@@ -404,6 +407,29 @@ def attack_curve(method: str = "del", label: str = "DEL") -> AttackCurve:
     ]
     certified = [min(1.0, 0.06 + 0.25 * mu) for mu in values]
     return AttackCurve(method=method, label=label, parameter="mu", points=points, certified=[*certified])
+
+
+def attacked(label: str, nearest: float, optimal: float, contextual: float | None) -> AttackedSetting:
+    """DEL under two attacks or three, with the differences between them."""
+    names = ["nearest neighbour (cosine)", "Bayes-optimal", "LM prior, marginals"]
+    rates = {
+        name: rate(value)
+        for name, value in zip(names, (nearest, optimal, contextual), strict=True)
+        if value is not None
+    }
+    differences = [
+        AttackDifference(
+            stronger=strong,
+            weaker=weak,
+            difference=Estimate(value=gain, n=64, low=gain - 0.01, high=gain + 0.01, interval="bootstrap"),
+        )
+        for weak, strong in pairwise(rates)
+        for gain in [rates[strong].value - rates[weak].value]
+    ]
+    privacy = row(0.1, False).privacy
+    return AttackedSetting(
+        method="del", label=label, value=19.5, privacy=privacy, certified=0.41, asr=rates, differences=differences
+    )
 
 
 def make_gallery() -> list[GalleryPrompt]:

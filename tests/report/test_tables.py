@@ -7,7 +7,7 @@ from rich.console import Console
 
 from del_lightning.report import arrange, tables, words
 from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow
-from tests.report.factory import NEAREST, OPTIMAL, make_board, make_large_board, other_row, rate, row
+from tests.report.factory import NEAREST, OPTIMAL, attacked, make_board, make_large_board, other_row, rate, row
 
 BARE_MU = re.compile(r"μ\s*=?\s*\d")
 
@@ -211,11 +211,24 @@ def test_targets_out_of_reach_are_marked() -> None:
 def test_further_measures_of_the_attacks_have_a_line_each() -> None:
     recovery = {OPTIMAL: {"top-1": rate(0.26), "top-5": rate(0.41)}, NEAREST: {"top-1": rate(0.1)}}
     first, second = tables.recovery_rows(make_board(rows=[row(0.1, False, recovery=recovery)]))
-    assert list(first) == ["Method", "Attack", "top-1", "top-5"]
+    assert list(first) == ["Method", "Attack", "Certified top-1", "top-1", "top-5"]
     assert first["top-5"].startswith("0.410 [")
     assert "n = 4" in first["top-5"]
     assert second["top-5"] == words.MISSING
     assert tables.recovery_rows(make_board()) == []
+
+
+def test_attacks_are_compared_a_setting_a_line() -> None:
+    board = make_board(attacked=[attacked("DEL, ASR 0.1", 0.1, 0.19, 0.26), attacked("DEL", 0.2, 0.3, None)])
+    first, second = tables.attacked_rows(board)
+    assert first["Method"] == "DEL, ASR 0.1"
+    assert "ε" in first["Guarantee"]
+    assert first[OPTIMAL].startswith("19.0% [")
+    assert first["Certified, one token"] == "≤ 41.0%"
+    assert first["Bayes-optimal − nearest neighbour"] == "+9.0 [+8.0, +10.0]"
+    assert second["LM prior, marginals"] == second["LM prior, marginals − Bayes-optimal"] == words.MISSING
+    assert "## Every attack at every setting" in tables.render_markdown(board)
+    assert tables.attacked_rows(make_board()) == []
 
 
 def test_sort_key_of_infinite_values_is_a_number() -> None:

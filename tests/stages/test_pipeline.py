@@ -223,6 +223,18 @@ def test_attack_curves_hold_every_level_with_its_bound(finished: Path) -> None:
         assert all(rate.low <= bound for rate in point.asr.values())
 
 
+def test_attacks_are_compared_on_the_same_tokens(finished: Path) -> None:
+    board = board_of(finished)
+    assert [(one.label, one.value) for one in board.attacked[-2:]] == [("DEL", 5.0), ("DEL", 60.0)]
+    assert [one.label for one in board.attacked[:-2]] == LABELS
+    for one in board.attacked:
+        (pair,) = one.differences
+        gain = one.asr["Bayes-optimal"].value - one.asr["nearest neighbour (cosine)"].value
+        assert pair.difference.value == pytest.approx(gain)
+        assert pair.difference.low <= gain <= pair.difference.high
+        assert one.certified is None or one.privacy.epsilon_token is not None
+
+
 def test_worst_case_and_equal_guarantee_make_rows_of_their_own(
     finished: Path, model: Path, encoder: Path, tmp_path: Path
 ) -> None:
