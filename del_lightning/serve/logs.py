@@ -1,7 +1,7 @@
 """One line of JSON for every event, and never a payload.
 
 A record consists of the message's fixed text and the fields given as ``extra``. Messages with arguments of other
-libraries are left unformatted, and of an exception its type and the places in the code are kept, not its message:
+libraries are left unformatted, but for those of uvicorn's own start and stop, and of an exception its type and the places in the code are kept, not its message:
 either could quote what a request was about.
 """
 
@@ -11,6 +11,9 @@ import sys
 import traceback
 from datetime import UTC, datetime
 from typing import Any, TextIO
+
+LIFE_CYCLE = ("Started server process", "Uvicorn running on", "Finished server process")
+"""Beginnings of messages that are formatted: their arguments are the process and the address."""
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({})))
 
@@ -24,13 +27,20 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "event": record.msg if isinstance(record.msg, str) else type(record.msg).__name__,
+            "event": _text(record),
         }
         entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD and key != "color_message"}
         if record.exc_info and record.exc_info[0] is not None:
             entry["error"] = record.exc_info[0].__name__
             entry["at"] = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(record.exc_info[2])]
         return json.dumps(entry, default=str)
+
+
+def _text(record: logging.LogRecord) -> str:
+    """The fixed text of a message."""
+    if not isinstance(record.msg, str):
+        return type(record.msg).__name__
+    return record.getMessage() if record.msg.startswith(LIFE_CYCLE) else record.msg
 
 
 def log_json(stream: TextIO | None = None) -> logging.Handler:

@@ -46,6 +46,12 @@ def test_an_exception_keeps_its_message_to_itself(lines: io.StringIO) -> None:
     assert SECRET not in lines.getvalue()
 
 
+def test_start_and_stop_say_where(lines: io.StringIO) -> None:
+    message = "Uvicorn running on %s://%s:%d (Press CTRL+C to quit)"
+    logging.getLogger("uvicorn.error").info(message, "http", "127.0.0.1", 8000, extra={"color_message": message})
+    assert json.loads(lines.getvalue())["event"] == "Uvicorn running on http://127.0.0.1:8000 (Press CTRL+C to quit)"
+
+
 def test_arguments_of_a_message_are_left_out(lines: io.StringIO) -> None:
     logging.getLogger("uvicorn.error").warning("Invalid request: %s", SECRET)
     logging.getLogger("uvicorn.error").error(ValueError(SECRET))
