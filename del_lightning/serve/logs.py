@@ -1,8 +1,8 @@
 """One line of JSON for every event, and never a payload.
 
 A record consists of the message's fixed text and the fields given as ``extra``. Messages with arguments of other
-libraries are left unformatted, but for those of uvicorn's own start and stop, and of an exception its type and the places in the code are kept, not its message:
-either could quote what a request was about.
+libraries are left unformatted, but for those of uvicorn's own start and stop, and of an exception its type and the
+places in the code are kept, not its message: either could quote what a request was about.
 """
 
 import json
