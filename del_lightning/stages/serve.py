@@ -7,6 +7,7 @@ finished. The second one stops at once.
 import logging
 import math
 import os
+import socket
 import sys
 import time
 from dataclasses import replace
@@ -15,7 +16,7 @@ from types import FrameType
 
 import uvicorn
 
-from del_lightning.config import Config
+from del_lightning.config import Config, ServeConfig
 from del_lightning.errors import ConfigError
 from del_lightning.llm import FrozenLLM, check_llm, load_llm
 from del_lightning.serve.access import read_keys
@@ -36,11 +37,16 @@ def check(config: Config) -> None:
     """Fail now on what would fail after the language model was loaded.
 
     Raises:
-        DelError: Model, export, keys or vLLM's key are missing.
+        DelError: Model, export, keys or vLLM's key are missing, or the address is taken.
     """
+    _check_address(config.serve)
     check_llm(config.model)
     folders(config)
     keys(config)
+    for key in ("tls_cert", "tls_key"):
+        path = getattr(config.serve, key)
+        if path is not None and not Path(path).is_file():
+            raise ConfigError(f"`serve.{key}` must be a PEM file, got {path!r}")
     _vllm_key(config)
 
 
@@ -86,6 +92,20 @@ def folders(config: Config) -> list[Path]:
 def keys(config: Config) -> list[str]:
     """API keys; empty if everyone may ask."""
     return [] if config.serve.keys_file is None else read_keys(config.serve.keys_file)
+
+
+def _check_address(serve: ServeConfig) -> None:
+    """uvicorn tries the address only after the model was loaded."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(serve.host, serve.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"`serve.host` and `serve.port` must be an address that is free here, "
+            f"got {serve.host}:{serve.port} ({error.strerror or error})"
+        ) from None
 
 
 def _positions(llm: FrozenLLM) -> int:

@@ -70,16 +70,26 @@ def test_another_model_is_refused(stand: Stand, tiny_llm: Callable[..., FrozenLL
         serve.build(replace(stand.config, model=replace(stand.config.model, name=str(tmp_path))))
 
 
+def test_check_finds_a_taken_address_at_once(stand: Stand) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"that is free here, got 127.0.0.1:{port} "):
+            serve.check(replace(stand.config, serve=ServeConfig(port=port)))
+    serve.check(replace(stand.config, serve=ServeConfig(port=port)))
+
+
 def test_check_finds_what_is_missing_at_once(stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "load_llm", None)
-    serve.check(stand.config)
-    wrong = [
-        ServeConfig(exports=["nowhere"]),
-        ServeConfig(keys_file=str(tmp_path / "none")),
-        ServeConfig(engine="vllm", vllm_key_variable="NOT_SET_ANYWHERE"),
-    ]
-    for config in wrong:
-        with pytest.raises(DelError, match=r"`serve\.\w+` must"):
+    serve.check(replace(stand.config, serve=ServeConfig(port=0)))
+    missing = str(tmp_path / "none")
+    wrong = {
+        "exports": ServeConfig(port=0, exports=["nowhere"]),
+        "keys_file": ServeConfig(port=0, keys_file=missing),
+        "tls_cert": ServeConfig(port=0, tls_cert=missing, tls_key=missing),
+        "vllm_key_variable": ServeConfig(port=0, engine="vllm", vllm_key_variable="NOT_SET_ANYWHERE"),
+    }
+    for key, config in wrong.items():
+        with pytest.raises(DelError, match=rf"`serve\.{key}` must"):
             serve.check(replace(stand.config, serve=config))
 
 
