@@ -335,16 +335,23 @@ def reported(board: Leaderboard) -> Iterator[tuple[MethodCalibration, str, Calib
                 yield from ((method, matching, item) for item in found)
 
 
+def verdict(calibration: Calibration) -> str:
+    """Whether a calibration met its target: at its edge, with room, or not at all."""
+    if calibration.reached:
+        return "target met"
+    return "stays below the target" if calibration.asr.value <= calibration.target else "target out of reach"
+
+
 def missed(board: Leaderboard) -> list[tuple[MethodCalibration, str, Calibration]]:
-    """Those of the reported calibrations that no value of the parameter meets."""
+    """Those of the reported calibrations that found no value at the edge of their target."""
     return [found for found in reported(board) if not found[2].reached]
 
 
 def _missed_target_warning(board: Leaderboard) -> Iterator[str]:
     untold = [(m.label, matching, c) for m, matching, c in missed(board) if c.note not in board.notes]
-    for label, items in groupby(untold, lambda item: item[0]):
+    for (label, kind), items in groupby(untold, lambda item: (item[0], verdict(item[2]))):
         notes = [f"{MATCHED.get(matching, matching)} {c.target:g} ({c.note})" for _, matching, c in items]
-        yield f"Calibration of {label} missed its target: {'; '.join(notes)}."
+        yield f"Calibration of {label}, {kind}: {'; '.join(notes)}."
 
 
 def _adaptation_warning(board: Leaderboard) -> Iterator[str]:

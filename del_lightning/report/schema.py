@@ -210,7 +210,7 @@ class Calibration(Record):
     """Attacks that had to comply."""
     value: float
     reached: bool
-    """False when no value in the range meets the target; the note then says what was returned instead."""
+    """False when success does not cross the target within the range; the note then says which end was returned."""
     note: str
     asr: Estimate
     """The highest success among these attacks."""

@@ -77,14 +77,14 @@ def missing(why: str) -> Cell:
 def method_cell(board: Leaderboard, group: arrange.Group, entry: Entry) -> Cell:
     """Name, where a group has one setting for all, else the label; under it what sets the entry apart.
 
-    That is a soft prompt of another size than most have, and a target that no value of the parameter reaches.
+    That is a soft prompt of another size than most have, and a target that it cannot meet, or stays below with room.
     """
     small = []
     own = prompt_size(entry.prompted)
     if own and own != shared_prompt_size(board):
         small.append(own)
-    if any((m.method, matching, c.target) == _calibrated_to(entry) for m, matching, c in prose.missed(board)):
-        small.append("target out of reach")
+    missed = {(m.method, matching, c.target): prose.verdict(c) for m, matching, c in prose.missed(board)}
+    small += [verdict for calibrated, verdict in missed.items() if calibrated == _calibrated_to(entry)]
     return Cell(entry.name if group.together else entry.row.label, tuple(small))
 
 
@@ -395,7 +395,7 @@ def calibration_rows(board: Leaderboard) -> list[dict[str, str]]:
             "Parameter, exact ε": _calibrated_value(board, method, matching, item),
             "ASR at this setting": _with_size(item.asr),
             "Settings tried": words.count(len(method.points)),
-            "Verdict": ("target met" if item.reached else "target missed") + (f": {item.note}" if item.note else ""),
+            "Verdict": prose.verdict(item) + (f": {item.note}" if item.note else ""),
         }
         for method, matching, item in prose.reported(board)
     ]

@@ -72,9 +72,18 @@ def test_missed_calibration_is_a_warning() -> None:
     board = make_board()
     found = board.calibrations[0].found["nearest"][0]
     found.reached, found.note = False, "smallest mu of the range returned"
-    assert any("Calibration of DEL missed its target" in t and found.note in t for t in prose.warnings(board))
+    assert any("Calibration of DEL, target out of reach" in t and found.note in t for t in prose.warnings(board))
     board.notes.append(found.note)
-    assert not any("missed its target" in text for text in prose.warnings(board))
+    assert not any("out of reach" in text for text in prose.warnings(board))
+
+
+def test_a_method_that_stays_below_a_target_did_not_miss_it() -> None:
+    board = make_board()
+    found = board.calibrations[0].found["nearest"][1]
+    found.reached, found.asr = False, found.asr.model_copy(update={"value": 0.02})
+    assert prose.verdict(found) == "stays below the target"
+    assert any("Calibration of DEL, stays below the target" in text for text in prose.warnings(board))
+    assert not any("out of reach" in text for text in prose.warnings(board))
 
 
 def against_del(nll: float, retained: float) -> list[LeaderboardRow]:
