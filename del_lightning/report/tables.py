@@ -517,7 +517,7 @@ def _console_name(entry: Entry, group: arrange.Group) -> str:
 def _console_block(board: Leaderboard, group: arrange.Group, width: int) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False)
     table.title, table.title_justify = Text(group.title, style="bold"), "left"
-    table.add_column("Method", no_wrap=True, min_width=width)
+    table.add_column("Method", min_width=12)  # the only one that a narrow terminal may wrap
     for heading in (*(heading for heading, *_ in _CONSOLE), "certi-\nfied", "ε of a\nprompt", "bits a\ntoken"):
         table.add_column(heading, justify="right", no_wrap=True, min_width=max(map(len, heading.split("\n"))))
     for entry in group.entries:
@@ -526,7 +526,7 @@ def _console_block(board: Leaderboard, group: arrange.Group, width: int) -> Tabl
         cells.append(words.MISSING if row.certified is None else format(min(row.certified, 1.0), ".1%"))
         epsilon = row.privacy.epsilon_sequence
         cells += ["none" if epsilon is None else f"{epsilon:,.0f}", f"{row.communication.bits_per_token:,.0f}"]
-        table.add_row(Text(_console_name(entry, group)), *cells)
+        table.add_row(Text(_console_name(entry, group).ljust(width)), *cells)
     return table
 
 

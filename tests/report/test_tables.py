@@ -117,6 +117,18 @@ def test_console_table_shows_every_entry_in_100_columns(make: Callable[[], Leade
     assert BARE_MU.search(printed) is None
 
 
+def test_console_table_keeps_its_columns_in_80_columns() -> None:
+    board = make_large_board()
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(tables.console_table(board))
+    printed = capture.get()
+    assert "…" not in printed
+    lines = [line.split() for line in printed.splitlines() if line.startswith("DEL ")]
+    assert len(lines) == sum(entry.is_reference for group in arrange.groups(board) for entry in group.entries)
+    assert {line[-1] for line in lines} == {"72"}  # bits, the last column
+
+
 def test_console_table_does_not_read_markup() -> None:
     board = make_board(rows=[row("clean", False, label="[red]x[/nope]")])
     console = Console(width=200)
