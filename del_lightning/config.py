@@ -246,7 +246,7 @@ class SantextConfig:
     """SANTEXT and SANTEXT+."""
 
     epsilon: float | None = 15.0
-    """The authors' choice, used where none is calibrated."""
+    """The authors' choice (`baseline=authors`); null calibrates to `targets`."""
     fraction: float = 0.5
     """Share of the tokens that SANTEXT+ takes for sensitive, the least frequent ones; SANTEXT takes all."""
     p: float = 0.2
@@ -263,7 +263,7 @@ class CustextConfig:
     """CUSTEXT and CUSTEXT+."""
 
     epsilon: float | None = 3.0
-    """The authors' choice, used where none is calibrated."""
+    """The authors' choice (`baseline=authors`); null calibrates to `targets`."""
     top_k: int = 20
     """Tokens of a set whose members substitute each other."""
 
@@ -277,7 +277,7 @@ class RantextConfig:
     """RANTEXT, alone and as InferDPT's front-end."""
 
     epsilon: float | None = 3.0
-    """The authors' choice, used where none is calibrated."""
+    """The authors' choice (`baseline=authors`); null calibrates to `targets`."""
 
     def __post_init__(self) -> None:
         _positive("baseline.rantext.epsilon", self.epsilon)
@@ -364,11 +364,14 @@ ATTACKS = (
     "nearest-l2",
     "nearest-code",
     "bayes",
+    "bigrams",
     "language-model",
     "input-inference",
     "inverter",
 )
 """Attackers that stage ``attack`` knows."""
+CALIBRATING = ("nearest", "nearest-l2", "bayes", "bigrams")
+"""Those that stage ``calibrate`` can hold to a target: cheap, and able to read every method."""
 
 MATCHINGS = ("nearest", "worst", "guarantee")
 """What rows of a leaderboard can have in common, see :data:`del_lightning.report.schema.Matching`."""
@@ -380,6 +383,8 @@ class AttackConfig:
 
     suite: list[str] = field(default_factory=lambda: ["nearest", "bayes"])
     """Attackers of the test prompts."""
+    worst_of: list[str] = field(default_factory=lambda: ["nearest", "bayes"])
+    """Attackers of which the strongest must meet a target under matching=[worst]."""
     levels: list[float] = field(default_factory=list)
     """Values of mu at which the success of the suite is drawn as a curve, for every method with that parameter."""
     metric: str = "cosine"
@@ -411,6 +416,9 @@ class AttackConfig:
         _require(len(self.suite) > 0, "attack.suite", "a non-empty list", self.suite)
         for attack in self.suite:
             _one_of("attack.suite", attack, ATTACKS)
+        _require(len(self.worst_of) > 0, "attack.worst_of", "a non-empty list", self.worst_of)
+        for attack in self.worst_of:
+            _one_of("attack.worst_of", attack, CALIBRATING)
         _one_of("attack.metric", self.metric, ("cosine", "l2"))
         for key in ("tokens", "chunk", "prompts", "beam", "tuning_prompts"):
             _at_least(f"attack.{key}", getattr(self, key), 1)

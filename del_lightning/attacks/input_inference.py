@@ -140,9 +140,8 @@ class MaskedPredictor:
             AssetError: It cannot be loaded, or is no masked language model.
             ConfigError: As for the class.
         """
-        source = str(assets.packaged_path(name)) if assets.is_packaged(name) else name
+        source = check_masked_model(name)
         try:
-            _check(source)
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
                 model, report = AutoModelForMaskedLM.from_pretrained(
@@ -229,15 +228,23 @@ def _longest(text: str, known: dict[str, int]) -> int:
     return next((known[text[:n]] for n in range(len(text), 0, -1) if text[:n].strip() and text[:n] in known), -1)
 
 
-def _check(source: str) -> None:
-    """Fail in seconds on what is neither here nor to be had: the hub's own client would try for long."""
+def check_masked_model(name: str) -> str:
+    """Fail in seconds on what is neither here nor to be had: the hub's own client would try for long.
+
+    Returns:
+        Folder of a packaged model, otherwise ``name`` itself.
+
+    Raises:
+        AssetError: :meth:`MaskedPredictor.load` would fail.
+    """
+    source = str(assets.packaged_path(name)) if assets.is_packaged(name) else name
     try:
         AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError):
-        if Path(source).is_dir():
-            raise
-        if (problem := assets.hub_problem()) is not None:
-            raise OSError(problem) from None
+    except (OSError, ValueError) as error:
+        problem = str(error).strip().split("\n", maxsplit=1)[0] if Path(source).is_dir() else assets.hub_problem()
+        if problem is not None:
+            raise _unusable(name, problem) from error
+    return source
 
 
 def _unusable(name: str, reason: str) -> AssetError:

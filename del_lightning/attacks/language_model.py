@@ -141,9 +141,7 @@ class LanguageModelPrior:
         Raises:
             ConfigError: Lengths or top_k do not fit, or the method has another vocabulary.
         """
-        most = min(CANDIDATES, len(self.prior))
-        if not 1 <= top_k <= most:
-            raise ConfigError(f"`top_k` must be between 1 and {most}, got {top_k!r}")
+        _check_top_k(top_k, len(self.prior))
         guesses = [
             (posterior.sequence_first(top_k, self.mixture.share), posterior.best(top_k, self.mixture.share))
             for posterior in self.posteriors(method, release, lengths)
@@ -154,13 +152,8 @@ class LanguageModelPrior:
     @torch.no_grad()
     def posteriors(self, method: Method, release: Release, lengths: Tensor) -> "Iterator[Posterior]":
         """What is known after the search, for every batch of sequences; arguments as in a call."""
-        self._check(method, release, lengths)
-        start = 0
-        for part in torch.split(lengths.to(self.prior.device), self.batch):
-            stop = start + int(part.sum())
-            lattice = build_lattice(method, release[slice(start, stop)], part, self.prior, self.bigrams)
+        for lattice, part in lattices(method, release, lengths, self.prior, self.bigrams, self.batch):
             yield self._decode(lattice, part)
-            start = stop
 
     def _decode(self, lattice: "Lattice", lengths: Tensor) -> "Posterior":
         """Positions (n,) of all sequences of a lattice."""
@@ -172,7 +165,7 @@ class LanguageModelPrior:
             sequence = choices[torch.arange(len(best), device=best.device), best]
             # Without the language model the exact posterior knows all that the beams know, and more.
             beams = None if self.mixture.weight == 0 else beam_posterior(choices, scores, lattice.ids.shape[2])
-        real = torch.arange(lattice.ids.shape[1], device=lengths.device) < lengths[:, None]
+        real = _real(lattice, lengths)
         rows = (lattice.ids[real], lattice.log_posterior[real], sequence[real])
         return Posterior(*rows, None if beams is None else beams[real])
 
@@ -184,14 +177,41 @@ class LanguageModelPrior:
         parts += [self.llm.embed(torch.tensor(self.prefix_ids, device=self.llm.device))] if self.prefix_ids else []
         return Continuations(self.llm, torch.cat(parts))
 
-    def _check(self, method: Method, release: Release, lengths: Tensor) -> None:
-        if method.vocabulary_size != len(self.prior):
-            raise ConfigError(f"`method` must have {len(self.prior)} tokens, got {method.vocabulary_size}")
-        if len(release) != 1 or len(lengths) == 0 or bool((lengths < 1).any()) or int(lengths.sum()) != release.tokens:
-            raise ConfigError(
-                f"`lengths` must be positive and sum to the {release.tokens} tokens of one released row, "
-                f"got {lengths.tolist()} for {len(release)}"
-            )
+
+class BigramPrior:
+    """The exact pass alone, without any language model: cheap enough to run against every method.
+
+    Args:
+        prior: (V,) ln Pr(token), unigram.
+        bigrams: Of public text of the domain.
+        batch: Sequences attacked together; bounds the memory.
+    """
+
+    name = "bigram prior"
+
+    def __init__(self, prior: Tensor, bigrams: Bigrams, batch: int = 8) -> None:
+        self.prior, self.bigrams, self.batch = prior, bigrams, batch
+
+    @torch.no_grad()
+    def __call__(self, method: Method, release: Release, lengths: Tensor, top_k: int = 1) -> Mapping[str, Tensor]:
+        """Guess every token: name -> (N, top_k) ids, best first; arguments as of :class:`LanguageModelPrior`.
+
+        Raises:
+            ConfigError: Lengths or top_k do not fit, or the method has another vocabulary.
+        """
+        _check_top_k(top_k, len(self.prior))
+        guesses = []
+        for lattice, part in lattices(method, release, lengths, self.prior, self.bigrams, self.batch):
+            real = _real(lattice, part)
+            best = lattice.log_posterior[real].topk(top_k).indices
+            guesses.append(lattice.ids[real].gather(1, best))
+        return {self.name: torch.cat(guesses)}
+
+
+def _check_top_k(top_k: int, vocabulary: int) -> None:
+    most = min(CANDIDATES, vocabulary)
+    if not 1 <= top_k <= most:
+        raise ConfigError(f"`top_k` must be between 1 and {most}, got {top_k!r}")
 
 
 @dataclass(frozen=True)
@@ -228,6 +248,33 @@ class Posterior:
 
 
 # --- the exact pass ------------------------------------------------------------------------------------------------
+
+
+def lattices(
+    method: Method, release: Release, lengths: Tensor, prior: Tensor, bigrams: Bigrams | None, batch: int
+) -> "Iterator[tuple[Lattice, Tensor]]":
+    """The lattice and the lengths (S,) of every batch of sequences.
+
+    Raises:
+        ConfigError: Lengths do not fit, or the method has another vocabulary.
+    """
+    if method.vocabulary_size != len(prior):
+        raise ConfigError(f"`method` must have {len(prior)} tokens, got {method.vocabulary_size}")
+    if len(release) != 1 or len(lengths) == 0 or bool((lengths < 1).any()) or int(lengths.sum()) != release.tokens:
+        raise ConfigError(
+            f"`lengths` must be positive and sum to the {release.tokens} tokens of one released row, "
+            f"got {lengths.tolist()} for {len(release)}"
+        )
+    start = 0
+    for part in torch.split(lengths.to(prior.device), batch):
+        stop = start + int(part.sum())
+        yield build_lattice(method, release[slice(start, stop)], part, prior, bigrams), part
+        start = stop
+
+
+def _real(lattice: "Lattice", lengths: Tensor) -> Tensor:
+    """(S, T) which positions hold a token."""
+    return torch.arange(lattice.ids.shape[1], device=lengths.device) < lengths[:, None]
 
 
 @dataclass(frozen=True)
@@ -297,7 +344,7 @@ def _by_step(
     starts = range(0, rows.shape[1], size)
     for start in reversed(starts) if backwards else starts:
         part = rows[:, start : start + size].T
-        scores = method.log_likelihood(Release(release.payload[:, part.flatten()]))[0]
+        scores = method.log_likelihood(release.take(part.flatten()))[0]
         scores = (scores - scores.amax(-1, keepdim=True)).view(*part.shape, -1)
         steps = list(enumerate(scores, start))
         yield from reversed(steps) if backwards else steps

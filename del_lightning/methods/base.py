@@ -55,6 +55,10 @@ class Release:
         """Keep a range of positions in every sequence."""
         return self._map(lambda x: x[:, tokens])
 
+    def take(self, positions: Tensor) -> "Release":
+        """The positions (n,) of every sequence, in that order."""
+        return self._map(lambda x: x[:, positions])
+
     def _map(self, select: Callable[[Tensor], Tensor]) -> "Release":
         return Release(select(self.payload), None if self.sequence_tokens is None else select(self.sequence_tokens))
 

@@ -153,6 +153,10 @@ class DPForward(Method):
             caveat="; ".join(part for part in (caveat, one.caveat) if part),
         )
 
+    def attack_bound(self, prior: float) -> float:
+        """Exact: changing one token is one of the changes that the sequence's guarantee covers."""
+        return GaussianAccountant(self.mu).attack_bound(prior)
+
     def payload_bits(self, release: Release) -> int:
         """32 b bits a token."""
         return release.payload.numel() * 32

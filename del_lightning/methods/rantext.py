@@ -14,6 +14,7 @@ of w can come from others but never from w.
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,8 +24,9 @@ from del_lightning.methods.substitution import ENTRIES, Substitution, pick
 from del_lightning.methods.vocabulary import Vocabulary
 from del_lightning.privacy import PrivacyStatement
 
-RADII = 16
-"""Quantiles of the radius at which the attacker's likelihood is averaged."""
+EDGES = (*(i / 16 for i in range(16)), 0.97, 0.985, 0.995, 0.999)
+"""Where the strata of the radius begin, as shares of its distribution. The attacker's likelihood is averaged over them;
+the tail is cut finer, since what the largest radius does not reach would be impossible."""
 _DRAWS = 1 << 14
 
 
@@ -72,16 +74,17 @@ class Rantext(Substitution):
         return norms
 
     def _middles(self) -> Tensor:
-        """Norms (RADII,) in the middle of equally likely strata, from 2^14 draws with a fixed seed."""
+        """A norm for each stratum, from 2^14 draws with a fixed seed: its middle, of the last one the largest drawn."""
         generator = torch.Generator(device=self.spread.device).manual_seed(0)
         size = max(1, ENTRIES // len(self.spread))
         counts = [min(size, _DRAWS - start) for start in range(0, _DRAWS, size)]
         drawn = torch.cat([self._noise_norms(count, generator) for count in counts])
-        return drawn.quantile((torch.arange(RADII, dtype=drawn.dtype, device=drawn.device) + 0.5) / RADII)
+        middles = [(low + high) / 2 for low, high in pairwise(EDGES)]
+        return drawn.quantile(torch.tensor([*middles, 1.0], dtype=drawn.dtype, device=drawn.device))
 
     @property
     def quantiles(self) -> Tensor:
-        """(RADII,) radii in the middle of equally likely strata."""
+        """A radius for each stratum of :data:`EDGES`."""
         return self._unit_quantiles / divisor(self.epsilon)
 
     def radii(self, count: int, generator: torch.Generator | None) -> Tensor:
@@ -108,7 +111,7 @@ class Rantext(Substitution):
 
     @property
     def log_normaliser(self) -> Tensor:
-        """ln of the sum of exp((epsilon/2)(1 - d/r)) over each token's candidates, (RADII, V), from the histogram."""
+        """ln of the sum of exp((epsilon/2)(1 - d/r)) over each token's candidates, (R, V), from the histogram."""
         if self._log_normaliser is None:
             histogram, rate = self.vocabulary.histogram(self.vocabulary.known), self.epsilon / 2
             rows = [rate + histogram.log_sum(rate / r, r) for r in self.quantiles.tolist()]
@@ -116,17 +119,17 @@ class Rantext(Substitution):
         return self._log_normaliser
 
     def log_probability(self, sent: Tensor) -> Tensor:
-        """ln Pr(sent | w), averaged over the radius at :data:`RADII` quantiles."""
+        """ln Pr(sent | w), averaged over the radius."""
         rows = max(1, ENTRIES // len(self.vocabulary))
         return torch.cat([self._average(part) for part in torch.split(sent, rows)])
 
     def _average(self, sent: Tensor) -> Tensor:
         distance = self.vocabulary.space.distances(sent)
         total = torch.full_like(distance, -math.inf)
-        for radius, normaliser in zip(self.quantiles.tolist(), self.log_normaliser, strict=True):
-            law = (1 - distance / radius).mul_(self.epsilon / 2).sub_(normaliser)
+        shares = [high - low for low, high in pairwise((*EDGES, 1.0))]
+        for radius, share, normaliser in zip(self.quantiles.tolist(), shares, self.log_normaliser, strict=True):
+            law = (1 - distance / radius).mul_(self.epsilon / 2).sub_(normaliser - math.log(share))
             total = torch.logaddexp(total, law.masked_fill_(distance >= radius, -math.inf))
-        total -= math.log(RADII)
         total[:, ~self.vocabulary.known] = -math.log(len(self.vocabulary.by_frequency))
         if len(self.numbers):
             to_number = torch.where(self.vocabulary.numbers[sent], -math.log(len(self.numbers)), -math.inf)

@@ -96,6 +96,10 @@ class RandomTokens(Substitution):
         """Nothing."""
         return Footprint()
 
+    def attack_bound(self, prior: float) -> float:
+        """The prior itself: nothing is learned."""
+        return prior
+
     def statement(self, sequence_tokens: int, delta: float = 1e-5) -> PrivacyStatement:
         """Perfect privacy of the content."""
         return PrivacyStatement.length_only("random tokens", sequence_tokens=sequence_tokens, delta=delta)

@@ -224,7 +224,8 @@ def worst_attack(row: LeaderboardRow) -> Estimate | None:
 
 def worst_name(row: LeaderboardRow) -> str:
     """Name of the strongest attack; empty where only its result is stored."""
-    return "" if "worst" in row.asr else max(row.asr, key=lambda name: row.asr[name].value, default="")
+    named = {name: rate.value for name, rate in row.asr.items() if name != "worst"}
+    return max(named, key=lambda name: named[name], default="")
 
 
 def guarantee(privacy: PrivacyColumns, *, name_mu: bool = True) -> str:

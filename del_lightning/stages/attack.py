@@ -13,7 +13,7 @@ from torch import Tensor
 
 from del_lightning.artifacts import Artifact, Outcome, write_json
 from del_lightning.attacks import BayesOptimal
-from del_lightning.attacks.language_model import MARGINALS
+from del_lightning.attacks.language_model import MARGINALS, BigramPrior
 from del_lightning.methods import Method, Release
 from del_lightning.metrics import certified_recovery, check_certified, largest_share, paired_difference, worst_case
 from del_lightning.metrics import recovery as recovery_of
@@ -122,11 +122,10 @@ def _differences(ws: Workspace, setting: Setting) -> list[AttackDifference]:
     found = {
         name: read for artifact in ensure(ws, setting) for read in [read_guesses(artifact)] for name in read["guesses"]
     }
-    ladder = [f"nearest neighbour ({ws.config.attack.metric})", BayesOptimal.name, MARGINALS]
-    pairs = [(strong, weak) for weak, strong in pairwise(ladder) if {strong, weak} <= set(found)]
+    names = (f"nearest neighbour ({ws.config.attack.metric})", BayesOptimal.name, BigramPrior.name, MARGINALS)
     return [
         AttackDifference(stronger=strong, weaker=weak, difference=_difference(found, strong, weak))
-        for strong, weak in pairs
+        for weak, strong in pairwise(name for name in names if name in found)
     ]
 
 

@@ -12,9 +12,10 @@ from del_lightning.artifacts import write_json
 from del_lightning.attacks import Attack, BayesOptimal, NearestNeighbour
 from del_lightning.attacks.input_inference import CausalPredictor, InputInference, MaskedPredictor
 from del_lightning.attacks.inverter import Inverter, TrainedInverter
-from del_lightning.attacks.language_model import LanguageModelPrior, tune
+from del_lightning.attacks.language_model import BigramPrior, LanguageModelPrior, tune
 from del_lightning.methods.factory import NEEDS_CODEC
 from del_lightning.modules import InverterTraining
+from del_lightning.seeding import stream_seed
 from del_lightning.stages import prompt as prompt_stage
 from del_lightning.stages.setting import Setting, build_method
 from del_lightning.stages.training import fit
@@ -63,6 +64,7 @@ def _attacker(ws: Workspace, name: str) -> Attacker:
         "nearest-l2": lambda: simple({}, lambda: NearestNeighbour("l2", config.chunk)),
         "nearest-code": lambda: simple({}, lambda: NearestNeighbour("code", config.chunk)),
         "bayes": lambda: simple({"prior": "training split"}, lambda: BayesOptimal(ws.prior, config.chunk)),
+        "bigrams": lambda: Attacker(name, config.prompts, False, {"prior": "training split"}, partial(_bigrams, ws)),
         "language-model": lambda: _language_model(ws),
         "input-inference": lambda: _input_inference(ws),
         "inverter": lambda: _inverter(ws),
@@ -78,6 +80,7 @@ def _language_model(ws: Workspace) -> Attacker:
         "beam": config.beam,
         "prior_weights": config.prior_weights,
         "tuning_prompts": config.tuning_prompts,
+        "tuning_seed": ws.config.seed,
         "soft_prompt": prompt,
     }
     make = partial(_tuned, ws)
@@ -102,17 +105,28 @@ def _input_inference(ws: Workspace) -> Attacker:
 def _inverter(ws: Workspace) -> Attacker:
     """The attacker that is trained through each front-end's own mechanism, on the training split."""
     make = partial(_trained, ws)
-    return Attacker("inverter", ws.config.attack.prompts, False, asdict(ws.config.inverter), make)
+    training = {
+        **asdict(ws.config.inverter),
+        "seed": ws.config.seed,
+        "accumulate": ws.config.trainer.accumulate_grad_batches,
+    }
+    return Attacker("inverter", ws.config.attack.prompts, False, training, make)
 
 
 @torch.enable_grad()  # The stage attacks without gradients; this attacker trains first.
 def _trained(ws: Workspace, setting: Setting, folder: Path) -> Attack:
     config = ws.config.inverter
     data = ws.training_text(config.batch_size, config.sequence_tokens)
+    torch.manual_seed(stream_seed("inverter", ws.config.seed))
     inverter = Inverter(ws.embedding_table, ws.prior, config, ws.bigrams if config.neighbours else None)
     module = InverterTraining(build_method(ws, setting), inverter, config, ws.config.seed)
     module.keep_the_better(fit(module, data, ws.config.trainer, folder).best)
     return TrainedInverter(inverter)
+
+
+def _bigrams(ws: Workspace, setting: Setting, folder: Path) -> Attack:
+    """Which token follows which, and nothing longer: exact, and cheap enough for every method."""
+    return BigramPrior(ws.prior, ws.bigrams)
 
 
 def _tuned(ws: Workspace, setting: Setting, folder: Path) -> Attack:

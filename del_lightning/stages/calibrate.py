@@ -1,11 +1,11 @@
 """Stage ``calibrate``: find the loosest value of each method's parameter that meets each target success rate.
 
 Calibration attacks tokens of the validation split, so that the test prompts stay unseen until they are reported.
-The nearest neighbour and the Bayes-optimal attacker read the same releases, and every value is tried under the same
-random numbers; one outlined curve a method serves all targets.
+The nearest neighbour and the attackers of ``attack.worst_of`` read the same releases, and every value is tried under
+the same random numbers; one outlined curve a method serves all targets.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +14,8 @@ from rich.progress import Progress
 from torch import Tensor
 
 from del_lightning.artifacts import Artifact, Outcome
-from del_lightning.attacks import BayesOptimal, NearestNeighbour, SuccessCurve, calibrate, outline
+from del_lightning.attacks import Attack, BayesOptimal, NearestNeighbour, SuccessCurve, calibrate, outline
+from del_lightning.attacks.language_model import BigramPrior
 from del_lightning.config import AttackConfig
 from del_lightning.methods import Method
 from del_lightning.report.schema import MethodCalibration
@@ -33,10 +34,13 @@ def calibrated(ws: Workspace) -> list[str]:
 def ensure(ws: Workspace, name: str) -> Artifact:
     """Return a method's calibration, searching if it does not exist."""
     config = ws.config.attack
+    # A default is no part of the key: what was calibrated before there was a choice stays valid.
+    chosen = {} if config.worst_of == AttackConfig().worst_of else {"worst_of": config.worst_of}
+    names = ("metric", "tokens", "tolerance", "resolution", "outline")
     determined_by = {
         "model": ws.model_key,
         "method": ws.method_key(name),
-        "attack": {key: getattr(config, key) for key in ("metric", "tokens", "tolerance", "resolution", "outline")},
+        "attack": {key: getattr(config, key) for key in names} | chosen,
         "targets": ws.config.targets,
         "data": ws.data.fingerprint,
         "seed": ws.config.seed,
@@ -67,19 +71,33 @@ def run(ws: Workspace) -> None:
                     rprint("  " + result.note)
 
 
-def attackers(ws: Workspace, config: AttackConfig) -> dict[str, NearestNeighbour | BayesOptimal]:
-    """The attackers that calibration runs: matching ``nearest`` means the first, ``worst`` means all."""
-    return {
-        f"nearest neighbour ({config.metric})": NearestNeighbour(config.metric, config.chunk),
-        "Bayes-optimal": BayesOptimal(ws.prior, config.chunk),
+def nearest(config: AttackConfig) -> str:
+    """Name of the attack that matching ``nearest`` means."""
+    return f"nearest neighbour ({config.metric})"
+
+
+def attackers(ws: Workspace) -> dict[str, Attack]:
+    """The attackers of ``attack.worst_of`` by their names, with the one that matching ``nearest`` means in front."""
+    config = ws.config.attack
+    made: dict[str, Callable[[], NearestNeighbour | BayesOptimal | BigramPrior]] = {
+        "nearest": lambda: NearestNeighbour(config.metric, config.chunk),
+        "nearest-l2": lambda: NearestNeighbour("l2", config.chunk),
+        "bayes": lambda: BayesOptimal(ws.prior, config.chunk),
+        "bigrams": lambda: BigramPrior(ws.prior, ws.bigrams),
     }
+    return {attack.name: attack for attack in (made[name]() for name in ("nearest", *config.worst_of))}
+
+
+def worst_of(ws: Workspace) -> list[str]:
+    """Names of the attacks that matching ``worst`` means."""
+    named = list(attackers(ws))
+    return named if "nearest" in ws.config.attack.worst_of else named[1:]
 
 
 def _build(ws: Workspace, name: str, folder: Path) -> Outcome:
     config, method = ws.config.attack, ws.method(name)
     tokens = _rows(ws)
-    names = list(attackers(ws, config))
-    matchings = {"nearest": names[:1], "worst": names}
+    matchings = {"nearest": [nearest(config)], "worst": worst_of(ws)}
     with Progress(transient=True) as progress:
         task = progress.add_task(f"calibrating {ws.title(name)}", total=None)
 
@@ -136,7 +154,7 @@ def hits(ws: Workspace, method: Method, tokens: Tensor) -> dict[str, Tensor]:
     release = method.release(tokens, stream("calibrate", ws.config.seed, device=ws.device))
     lengths = torch.full((len(tokens),), tokens.shape[1])
     found: dict[str, Tensor] = {}
-    for attack in attackers(ws, ws.config.attack).values():
+    for attack in attackers(ws).values():
         guesses = attack(method, release.rows(), lengths)
         found |= {name: guess[:, 0] == tokens.flatten() for name, guess in guesses.items()}
     return found

@@ -43,6 +43,8 @@ def ensure(ws: Workspace, setting: Setting, soft_prompt: bool) -> Artifact:
         "data": ws.data.fingerprint,
         "seed": ws.config.seed,
     }
+    if setting.method in TEXT_ONLY:
+        determined_by["local"] = {"model": ws.local_llm.fingerprint, **asdict(ws.config.baseline.inferdpt)}
     return ws.store.get("evaluate", determined_by, lambda folder: _build(ws, setting, soft_prompt, folder))
 
 
@@ -74,9 +76,8 @@ def _build(ws: Workspace, setting: Setting, soft_prompt: bool, folder: Path) -> 
     prompt = prompt_stage.load(ws, setting) if soft_prompt else None
     split = SplitModel(ws.llm, build_method(ws, setting), prompt).eval()
     scored: dict[str, Any] = {} if setting.method in TEXT_ONLY else _teacher_forced(ws, split, name)
-    continuations = [] if setting.method == "local-only" else _continuations(ws, split, name)
-    if setting.method in TEXT_ONLY:
-        continuations = _mended(ws, setting.method, continuations)
+    received = [] if setting.method == "local-only" else _continuations(ws, split, name)
+    continuations = _mended(ws, setting.method, received) if setting.method in TEXT_ONLY else received
     coherence = _coherence(ws, continuations)
     write_json(folder / PER_PROMPT, {**scored, "coherence": coherence.tolist()})
     write_json(folder / SAMPLES, _samples(ws, continuations[0]))
@@ -87,7 +88,7 @@ def _build(ws: Workspace, setting: Setting, soft_prompt: bool, folder: Path) -> 
             "setting": asdict(setting),
             "soft_prompt": soft_prompt,
             "clipped_share": clipped,
-            "device": _device(ws, setting.method, build_method(ws, setting)).model_dump(),
+            "device": _device(ws, setting.method, build_method(ws, setting), received).model_dump(),
         },
     )
 
@@ -112,6 +113,22 @@ def _mended(ws: Workspace, name: str, continuations: list[list[str]]) -> list[li
         return [local_only(ws.local_llm, prefixes, **sampling, seed=seed) for seed in evaluation.seeds]  # type: ignore[arg-type]
     pairs = zip(continuations, evaluation.seeds, strict=True)
     return [extract(ws.local_llm, prefixes, texts, **sampling, seed=seed) for texts, seed in pairs]  # type: ignore[arg-type]
+
+
+def _local_seconds(ws: Workspace, received: list[list[str]]) -> list[float]:
+    """Seconds that the user's local model takes for each of the first prompts, one at a time."""
+    config, evaluation = ws.config.baseline.inferdpt, ws.config.evaluate
+    sampling: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p}
+    sampling |= {"max_new_tokens": evaluation.max_new_tokens, "seed": evaluation.seeds[0]}
+    times = []
+    for index, prompt in enumerate(ws.data.prompts()[:TIMED_PROMPTS]):
+        start = time.perf_counter()
+        if received:
+            extract(ws.local_llm, [prompt.prompt], [received[0][index]], **sampling)
+        else:
+            local_only(ws.local_llm, [prompt.prompt], **sampling)
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def _seeds(ws: Workspace, split: SplitModel) -> Sequence[int]:
@@ -182,18 +199,19 @@ def _references(ws: Workspace) -> list[str]:
     return [str(ws.llm.tokenizer.decode(prompt.reference_ids)) for prompt in ws.data.prompts()]
 
 
-def _device(ws: Workspace, name: str, method: Method) -> DeviceColumns:
-    """Tables on the device, and the time to privatise a prompt with them."""
+def _device(ws: Workspace, name: str, method: Method, received: list[list[str]]) -> DeviceColumns:
+    """What is on the device, and the time it takes for a prompt; ``received``: what the server answered, a seed."""
     footprint, times, note = method.footprint(), list[float](), ""
     if name in TEXT_ONLY:
         local = model_footprint(ws.local_llm)
         footprint = Footprint(footprint.parameters + local.parameters, footprint.bytes + local.bytes)
-        note = f"runs {ws.local_llm.name} on the device; its time is not counted"
+        note = f"runs {ws.local_llm.name} on the device, {ws.config.evaluate.max_new_tokens} new tokens a prompt"
+    local_seconds = _local_seconds(ws, received) if name in TEXT_ONLY else [0.0] * TIMED_PROMPTS
     for index, prompt in enumerate(ws.data.prompts()[:TIMED_PROMPTS]):
         ids = torch.tensor([prompt.private_ids], device=ws.device)
         start = time.perf_counter()
         method.release(ids, stream("timing", index, device=ws.device))
-        times.append(1e3 * (time.perf_counter() - start))
+        times.append(1e3 * (time.perf_counter() - start + local_seconds[index]))
     return DeviceColumns(
         parameters=footprint.parameters,
         bytes=footprint.bytes,

@@ -37,7 +37,7 @@ class Setting:
             case "worst":
                 return f"{self.title}, worst ASR {self.target:g}"
             case "guarantee":
-                return f"{self.title}, DEL's mu at ASR {self.target:g}"
+                return f"{self.title}, DEL's guarantee at ASR {self.target:g}"
             case _:
                 return f"{self.title}, given value"
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from del_lightning.methods.factory import TEXT_ONLY
-from del_lightning.report.schema import Calibration
+from del_lightning.report.schema import Calibration, PrivacyColumns
 from del_lightning.stages import calibrate
 from del_lightning.stages.setting import Setting
 from del_lightning.stages.workspace import Workspace
@@ -14,7 +14,7 @@ def settings(ws: Workspace) -> list[Setting]:
 
     A method whose parameter is set stands once, at that value. A target that a method violates even at its strictest
     is left out (the report names it); one that it never reaches stands at the method's loosest value. Equal guarantee
-    means DEL's own mu, so it covers the other methods whose parameter is mu.
+    is that of DEL where its nearest neighbour's success meets the target, see :func:`_equal`.
     """
     found = list(_fixed(ws))
     for matching in ws.config.matching:
@@ -55,12 +55,24 @@ def _calibrated(ws: Workspace, matching: str, target: float) -> list[Setting]:
 
 
 def _guaranteed(ws: Workspace, target: float) -> list[Setting]:
-    """Methods at the mu that DEL has at its nearest-neighbour target; DEL itself stands there already."""
-    if "del" not in calibrate.calibrated(ws):
-        return []
-    reference = _of_target(calibrate.calibration(ws, "del").found["nearest"], target)
-    others = [name for name in calibrate.calibrated(ws) if name != "del" and ws.parameter(name) == "mu"]
-    return [Setting(name, ws.title(name), reference.value, target, "guarantee") for name in others]
+    """Methods with DEL's exact guarantee at its nearest-neighbour target; DEL itself stands there already."""
+    mu = _of_target(calibrate.calibration(ws, "del").found["nearest"], target).value
+    statement = ws.method("del").at(mu).statement(ws.mean_prompt_tokens, ws.config.baseline.dp_forward.delta)
+    values = {name: _equal(ws, name, statement.columns()) for name in calibrate.calibrated(ws) if name != "del"}
+    return [
+        Setting(name, ws.title(name), value, target, "guarantee") for name, value in values.items() if value is not None
+    ]
+
+
+def _equal(ws: Workspace, name: str, guarantee: PrivacyColumns) -> float | None:
+    """The value at which a method guarantees what DEL does; None where no such guarantee exists.
+
+    Gaussian mechanisms take DEL's effective mu: the smallest at which they are nowhere more private than DEL, a token.
+    DP-Forward protects a prompt as a whole, so it takes DEL's exact epsilon of a prompt of mean length.
+    """
+    if name == "dp-forward":
+        return guarantee.epsilon_sequence
+    return guarantee.mu_effective if ws.parameter(name) == "mu" else None
 
 
 def _of_target(calibrations: list[Calibration], target: float) -> Calibration:

@@ -15,6 +15,7 @@ from torch import Tensor
 from del_lightning.artifacts import ArtifactStore
 from del_lightning.attacks import log_prior
 from del_lightning.attacks.bigrams import Bigrams
+from del_lightning.attacks.input_inference import check_masked_model
 from del_lightning.codec import LinearCodec
 from del_lightning.config import Config
 from del_lightning.data import GenerationDataModule, check_corpus, load_corpus
@@ -27,6 +28,7 @@ from del_lightning.methods.factory import (
     NEEDS_CODEC,
     NEEDS_FREQUENCIES,
     NEEDS_VOCABULARY,
+    TEXT_ONLY,
     Parts,
     build,
     default_value,
@@ -74,10 +76,35 @@ class Workspace:
         for corpus in {self.config.data.name, self.config.codec.corpus}:
             check_corpus(corpus, self.config.data.root)
         check_encoder(self.config.evaluate.encoder)
+        self._check_attacks()
+        self._check_baselines()
         searched = [name for name in self.config.methods if self.parameter(name) and self.given_value(name) is None]
         if searched and not self.config.targets:
             raise ConfigError(
                 f"`targets` must hold a success rate to which {', '.join(searched)} are calibrated, got []"
+            )
+
+    def _check_attacks(self) -> None:
+        config = self.config.attack
+        codeless = [name for name in self.config.methods if name not in NEEDS_CODEC]
+        if set(config.suite) == {"nearest-code"} and codeless:
+            raise ConfigError(
+                f"`attack.suite` must hold an attack on {codeless[0]}, which sends no code, got nearest-code"
+            )
+        if "input-inference" in config.suite and config.masked_model is not None:
+            check_masked_model(config.masked_model)
+
+    def _check_baselines(self) -> None:
+        baseline, methods = self.config.baseline, set(self.config.methods)
+        if methods & set(TEXT_ONLY) and baseline.inferdpt.local_model is not None:
+            check_llm(replace(self.config.model, name=baseline.inferdpt.local_model))
+        if methods & set(NEEDS_VOCABULARY) and baseline.word_vectors and not Path(baseline.word_vectors).is_file():
+            raise ConfigError(f"`baseline.word_vectors` must be a file of word vectors, got {baseline.word_vectors!r}")
+        searched = {name for name in methods if self.parameter(name) and self.given_value(name) is None}
+        if "guarantee" in self.config.matching and searched and "del" not in searched:
+            raise ConfigError(
+                "`methods` must hold del, and mechanism.mu be null, to match the others to DEL's guarantee, "
+                f"got {', '.join(sorted(methods))} and mu {self.config.mechanism.mu}"
             )
 
     @cached_property

@@ -12,15 +12,18 @@ from del_lightning.attacks.bigrams import Bigrams
 from del_lightning.attacks.language_model import (
     MARGINALS,
     SEQUENCE,
+    BigramPrior,
     LanguageModelPrior,
     Mixture,
+    _real,
     build_lattice,
+    lattices,
     tune,
 )
 from del_lightning.data.tokens import Ragged
 from del_lightning.errors import ConfigError
 from del_lightning.llm import FrozenLLM
-from del_lightning.methods import Clean, MeanEmbedding, Method, Release
+from del_lightning.methods import Clean, DPForward, MeanEmbedding, Method, Release
 from del_lightning.privacy import PrivacyStatement, StochasticQuantizer
 from del_lightning.prompt import SoftPrompt
 
@@ -114,6 +117,34 @@ def test_without_weight_and_bigrams_both_guesses_are_bayes_optimal(tiny: Tiny, t
         found = tiny.attack(mixture=Mixture(weight=0.0, share=share))(tiny.method, tiny.release, LENGTHS, top_k)
         assert torch.equal(found[MARGINALS], expected)
         assert torch.equal(found[SEQUENCE], expected)
+
+
+def test_the_exact_pass_sees_what_bayes_sees_of_methods_that_treat_sequences_as_a_whole() -> None:
+    table = torch.randn(40, 6, generator=seeded(1)) * torch.linspace(0.4, 2.0, 40)[:, None]
+    method = DPForward(table, torch.ones(40), epsilon=60.0, clip=4.0)
+    rows = [torch.randint(0, 40, (1, length), generator=seeded(length)) for length in (3, 90, 60)]
+    release = Release.concatenate([method.release(row, seeded(9)) for row in rows])
+    lengths, prior = torch.tensor([3, 90, 60]), spread(40)
+    lattice = torch.cat(
+        [
+            lattice.log_posterior.gather(2, lattice.ids.argsort(2))[_real(lattice, part)]
+            for lattice, part in lattices(method, release, lengths, prior, None, 2)
+        ]
+    )
+    exact = (method.log_likelihood(release)[0] + prior).log_softmax(-1)
+    torch.testing.assert_close(lattice, exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("top_k", [1, 5])
+def test_bigrams_alone_are_the_attack_without_its_language_model(tiny: Tiny, top_k: int) -> None:
+    whole = tiny.attack(bigrams=True, mixture=Mixture(weight=0.0, share=0.0))
+    alone = BigramPrior(tiny.prior, tiny.bigrams, batch=2)
+    expected = whole(tiny.method, tiny.release, LENGTHS, top_k)[MARGINALS]
+    found = alone(tiny.method, tiny.release, LENGTHS, top_k)
+    assert list(found) == ["bigram prior"]
+    assert torch.equal(found["bigram prior"], expected)
+    with pytest.raises(ConfigError, match="`top_k` must be between 1 and"):
+        alone(tiny.method, tiny.release, LENGTHS, 0)
 
 
 def enumerate_sequences(likelihood: Tensor, prior: Tensor, bigrams: Bigrams) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,8 @@ def test_releases_remember_how_long_their_sequence_is(table: Tensor) -> None:
     assert joined.sequence_tokens.tolist() == [[3] * 3 + [5] * 5]
     whole = method.log_likelihood(joined)
     torch.testing.assert_close(whole[:, 2:6], method.log_likelihood(joined[2:6]))
+    order = torch.tensor([6, 1, 1, 3])
+    torch.testing.assert_close(whole[:, order], method.log_likelihood(joined.take(order)))
     assert torch.equal(whole, method.log_likelihood(joined.rows()))
     parts = torch.cat([method.log_likelihood(release) for release in releases], 1)
     torch.testing.assert_close(whole, parts)

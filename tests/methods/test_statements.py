@@ -25,5 +25,6 @@ def test_statement_covers_a_token_and_a_prompt_or_claims_nothing(name: str) -> N
         assert statement.delta == 1e-6
         assert token.attack_bound is not None
         assert sequence.attack_bound is not None
+        assert made(name).attack_bound(statement.prior) == pytest.approx(token.attack_bound)
         assert statement.prior <= token.attack_bound <= sequence.attack_bound <= 1
         assert 0 <= token.total_variation <= sequence.total_variation <= 1

@@ -1,6 +1,7 @@
 """SANTEXT, CUSTEXT, RANTEXT and random tokens: their laws on a vocabulary small enough to work everything out."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from del_lightning.attacks import BayesOptimal, log_prior
 from del_lightning.errors import ConfigError
 from del_lightning.methods import Custext, RandomTokens, Rantext, Release, Santext, Substitution, Vocabulary
 from del_lightning.methods.custext import find_sets
-from del_lightning.methods.rantext import divisor
+from del_lightning.methods.rantext import EDGES, divisor
 from tests.methods.common import IDS, VOCABULARY, check_another_level, random_table, seeded
 
 SPECIAL = [5, 39]
@@ -277,7 +278,8 @@ def test_rantext_radius_is_the_norm_of_laplace_noise() -> None:
     expected = 2 * float((spread / 1.5).square().sum())
     assert float(squared.mean()) == pytest.approx(expected, abs=4.5 * float(squared.std()) / 200)
     share = (method.radii(40_000, seeded(1))[:, None] < method.quantiles).double().mean(0)
-    torch.testing.assert_close(share, (torch.arange(16) + 0.5).double() / 16, atol=0.015, rtol=0)
+    middles = [(low + high) / 2 for low, high in pairwise(EDGES)]
+    torch.testing.assert_close(share, torch.tensor([*middles, 1.0]).double(), atol=0.015, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +300,21 @@ def test_rantext_takes_candidates_within_the_radius_only() -> None:
     assert torch.equal(weights[0] > -math.inf, inside)
     torch.testing.assert_close(weights[0, inside], 2 - distance[17, inside].float() / 2, atol=1e-4, rtol=1e-4)
     assert (weights[1] > -math.inf).nonzero().flatten().tolist() == [17]
+
+
+@pytest.mark.parametrize("epsilon", [3.0, 10.0])
+def test_rantext_holds_no_real_release_for_impossible(epsilon: float) -> None:
+    method = build("rantext", epsilon)
+    ids = torch.arange(3, 19).repeat(1250)[None]  # 20,000 releases
+    ids = ids[:, method.vocabulary.known[ids[0]]]
+    release = method.release(ids, seeded(3))
+    own = torch.cat(
+        [
+            method.log_likelihood(Release(part))[0].gather(1, true[0, :, None])[:, 0]
+            for part, true in zip(release.payload.split(1000, 1), ids.split(1000, 1), strict=True)
+        ]
+    )
+    assert float((own == -math.inf).float().mean()) < 5e-4
 
 
 def test_rantext_replaces_numbers_by_random_numbers() -> None:

@@ -246,7 +246,7 @@ OTHERS = {
     "rantext": ("RANTEXT", "epsilon", 16, "the candidates depend on the token, made up", 0.11, False),
     "inferdpt": ("InferDPT", "epsilon", 16, "the candidates depend on the token, made up", None, False),
 }
-WHERE = {"nearest": "ASR", "worst": "worst ASR", "guarantee": "DEL's mu at ASR"}
+WHERE = {"nearest": "ASR", "worst": "worst ASR", "guarantee": "DEL's guarantee at ASR"}
 SCALE = {"mu": 1.3, "eta": 9.0, "epsilon": 0.8}
 
 

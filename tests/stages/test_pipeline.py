@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,12 +38,12 @@ from del_lightning.config import (
     TrainerConfig,
 )
 from del_lightning.data import load_corpus
-from del_lightning.errors import AssetError, ConfigError
+from del_lightning.errors import AssetError, ConfigError, DelError
 from del_lightning.llm import FrozenLLM
 from del_lightning.report.schema import Leaderboard
 from del_lightning.split import SplitModel
-from del_lightning.stages import attack, pipeline
-from del_lightning.stages.setting import Setting
+from del_lightning.stages import attack, calibrate, pipeline
+from del_lightning.stages.setting import Setting, build_method
 from del_lightning.stages.settings import settings
 from del_lightning.stages.workspace import Workspace
 
@@ -254,6 +255,60 @@ def test_worst_case_and_equal_guarantee_make_rows_of_their_own(
     nearest, worst = rows[2:]
     assert worst.value <= nearest.value
     assert all(row.difference is None for row in rows)  # there is nobody to compare DEL with
+
+
+def test_equal_guarantee_is_the_exact_one(finished: Path, model: Path, encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    config = replace(
+        config_for(model, encoder, tmp_path),
+        methods=["del", "gaussian-code", "dp-forward", "metric-dp"],
+        targets=[0.4],
+        matching=["nearest", "guarantee"],
+        baseline=BaselineConfig(dp_forward=DPForwardConfig(epsilon=None)),
+    )
+    workspace = Workspace(config)
+    found = settings(workspace)
+    length, delta = workspace.mean_prompt_tokens, config.evaluate.delta
+    (reference,) = (setting for setting in found if setting.method == "del")
+    exact = build_method(workspace, reference).statement(length, delta)
+    equal = {setting.method: setting for setting in found if setting.matching == "guarantee"}
+    assert set(equal) == {"gaussian-code", "dp-forward"}
+    gaussian = build_method(workspace, equal["gaussian-code"]).statement(length, delta)
+    assert gaussian.mu_token == exact.mu_effective < exact.mu_token
+    forward = build_method(workspace, equal["dp-forward"]).statement(length, delta)
+    assert forward.epsilon_sequence == pytest.approx(exact.epsilon_sequence)
+    with pytest.raises(ConfigError, match="`methods` must hold del"):
+        Workspace(replace(config, methods=["gaussian-code"])).check()
+
+
+def test_worst_case_may_mean_any_cheap_attack(finished: Path, model: Path, encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    config = replace(config_for(model, encoder, tmp_path), methods=["del"], targets=[0.4])
+    default = calibrate.ensure(Workspace(config), "del").key
+    workspace = Workspace(replace(config, attack=replace(config.attack, worst_of=["bigrams"])))
+    found = calibrate.calibration(workspace, "del").found
+    assert calibrate.ensure(workspace, "del").key != default
+    assert found["nearest"][0].attacks == ["nearest neighbour (cosine)"]
+    assert found["worst"][0].attacks == calibrate.worst_of(workspace) == ["bigram prior"]
+
+
+def test_what_is_missing_is_found_before_any_work(model: Path, encoder: Path, tmp_path: Path) -> None:
+    config = config_for(model, encoder, tmp_path)
+    attacks = replace(config.attack, suite=["nearest", "input-inference"], masked_model="nowhere")
+    wrong = [
+        (
+            replace(config, attack=replace(config.attack, suite=["nearest-code"])),
+            "`attack.suite` must hold an attack on",
+        ),
+        (replace(config, attack=attacks), "`name` must be a masked language model, got 'nowhere'"),
+        (
+            replace(config, methods=["santext"], baseline=BaselineConfig(word_vectors="nowhere")),
+            "`baseline.word_vectors` must be a file of word vectors, got 'nowhere'",
+        ),
+    ]
+    for one, message in wrong:
+        with pytest.raises(DelError, match=re.escape(message)):
+            Workspace(one).check()
 
 
 def test_every_method_makes_its_rows(finished: Path, model: Path, encoder: Path, tmp_path: Path) -> None:
@@ -470,7 +525,7 @@ def test_settings_are_named_for_people_and_for_files() -> None:
         "Clean prompt",
         "DEL, ASR 0.1",
         "DEL, worst ASR 0.1",
-        "Gaussian, DEL's mu at ASR 0.1",
+        "Gaussian, DEL's guarantee at ASR 0.1",
         "DEL, given value",
     ]
     assert [setting.slug for setting in settings] == [
