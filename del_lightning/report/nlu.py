@@ -6,6 +6,7 @@ framework. What was sent and attacked is the same in all of them, except where n
 
 import base64
 import hashlib
+import math
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from rich.text import Text
 from del_lightning.artifacts import write_json, write_text
 from del_lightning.config import END_TO_END
 from del_lightning.report import drawing, words
+from del_lightning.report.arrange import HEADLINE_TARGET, REFERENCE
 from del_lightning.report.drawing import HUES, INK, MARKERS, MUTED, WITH, Style
 from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
 from del_lightning.report.tables import (
@@ -37,6 +39,9 @@ from del_lightning.report.tables import (
 )
 
 _FOLDER = Path(__file__).parent
+
+HEADLINE_BITS = 4
+"""The summary quotes DEL at the bits nearest to this."""
 
 VARIANTS = {
     "linear": "linear head alone",
@@ -259,31 +264,71 @@ def setup(board: NluLeaderboard) -> str:
 
 
 def outcome(board: NluLeaderboard) -> list[str]:
-    """What came out, in sentences."""
+    """What came out, in sentences: what clean text allows, then DEL at the setting that is quoted everywhere."""
     never = majority(board).over_seeds["accuracy"].value
-    return [sentence for variant in variants(board) for sentence in _outcome(board, variant, never)]
+    return [*_clean_text(board, never), *_headline(board)]
 
 
-def _outcome(board: NluLeaderboard, variant: str, never: float) -> Iterator[str]:
-    rows = [row for row in board.rows if row.variant == variant]
-    clean = next((row for row in rows if row.method == "clean"), None)
-    mean = next((row for row in rows if row.method == "mean"), None)
-    name = f"{framework(variant)}, {VARIANTS[variant]}"
-    if clean is not None:
-        accuracy = clean.over_seeds["accuracy"]
-        gap = 100 * (accuracy.value - never)
-        yield (
-            f"{name}: clean text {words.with_interval(accuracy)} accuracy, {words.number(gap)} points from the "
-            f"majority class ({words.number(never)})."
-        )
-    tested = [row for row in rows if not row.is_control]
-    if not tested:
+def _clean_text(board: NluLeaderboard, never: float) -> Iterator[str]:
+    for variant in variants(board):
+        row = next((row for row in board.rows if (row.variant, row.method) == (variant, "clean")), None)
+        if row is not None:
+            accuracy = row.over_seeds["accuracy"]
+            points = words.number(100 * (accuracy.value - never))
+            yield (
+                f"{framework(variant)}, {VARIANTS[variant]}: clean text {words.with_interval(accuracy)} accuracy, "
+                f"{points} points from the majority class ({words.number(never)})."
+            )
+
+
+def headline(board: NluLeaderboard) -> str | None:
+    """Label of the front-end that the summary quotes, whatever came out; None if DEL was not run.
+
+    DEL at the bits nearest :data:`HEADLINE_BITS` and the target nearest ``arrange.HEADLINE_TARGET``, matched by the
+    nearest neighbour's success as the paper does where there is such a row.
+    """
+
+    def distance(row: NluRow) -> tuple[bool, float, float]:
+        target, bits = (math.inf if number is None else number for number in (row.target, row.bits))
+        return row.matching != "nearest", abs(target - HEADLINE_TARGET), abs(bits - HEADLINE_BITS)
+
+    quoted = min((row for row in board.rows if row.method == REFERENCE), key=distance, default=None)
+    return None if quoted is None else quoted.label
+
+
+def _headline(board: NluLeaderboard) -> Iterator[str]:
+    """Every way to classify behind the front-end that is quoted, both settings side by side."""
+    label = headline(board)
+    if label is None:
         return
-    best = max(tested, key=lambda row: row.over_seeds["auc"].value)
-    auc = best.over_seeds["auc"]
-    against = "" if mean is None else f"; without any input {words.with_interval(mean.over_seeds['auc'])}"
-    doubt = ", which cannot be told from chance" if auc.low is None or auc.low <= 0.5 else ""
-    yield f"{name}: the best front-end under test is {best.label}, AUC {words.with_interval(auc)}{doubt}{against}."
+    found = []
+    for name in dict.fromkeys(framework(variant) for variant in variants(board)):
+        ways = [_way(board, variant, label) for variant in variants(board) if framework(variant) == name]
+        found.append(f"{name}: {'; '.join(filter(None, ways)) or 'not run'}")
+    yield f"{label} (fixed before any result was seen), area under the curve. {'. '.join(found)}."
+
+
+def _way(board: NluLeaderboard, variant: str, label: str) -> str:
+    row = row_of(board, variant, label)
+    if row is None:
+        return ""
+    mean = next((row for row in board.rows if (row.variant, row.method) == (variant, "mean")), None)
+    over_seeds, over_examples = row.over_seeds["auc"], row.over_examples["auc"]
+    parts = [
+        f"{VARIANTS[variant]} {words.with_interval(over_seeds)} over seeds, "
+        f"{words.with_interval(over_examples)} over examples"
+    ]
+    if not beats_chance(row):
+        parts.append("which cannot be told from chance")
+    if mean is not None:
+        parts.append(f"without any input {words.with_interval(mean.over_seeds['auc'])}")
+    return ", ".join(parts)
+
+
+def beats_chance(row: NluRow) -> bool:
+    """Whether the AUC is above .5 beyond what other seeds and other examples would change: both intervals say so."""
+    lows = (row.over_seeds["auc"].low, row.over_examples["auc"].low)
+    return all(low is not None and low > 0.5 for low in lows)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
