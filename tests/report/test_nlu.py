@@ -3,8 +3,10 @@
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 from rich.console import Console
 
 from del_lightning.report import nlu
@@ -47,7 +49,11 @@ def row(variant: str, label: str) -> NluRow:
         steps=40,
         over_seeds=figures(accuracy, auc),
         over_examples=figures(accuracy, auc),
-        asr={"nearest neighbour (cosine)": rate(asr), "Bayes-optimal": rate(min(1.0, 2 * asr))},
+        asr={
+            "nearest neighbour (cosine)": rate(asr),
+            "Bayes-optimal": rate(min(1.0, 2 * asr)),
+            "worst": rate(min(1.0, 2 * asr)),
+        },
         privacy=privacy,
         cost=NluCost(
             server_parameters=12_000 if variant == "prompt" else 15_000_000,
@@ -104,6 +110,7 @@ def test_ways_to_classify_stand_side_by_side_end_to_end_first() -> None:
     assert [column.line for column in shown[6:]] == [
         "ASR (nearest neighbour (cosine))",
         "ASR (Bayes-optimal)",
+        "ASR (strongest of all)",
         "ε of a text (δ = 10⁻⁵)",
         "Bits a token",
     ]
@@ -192,6 +199,21 @@ def test_a_figure_is_the_same_twice_and_empty_without_rows() -> None:
     assert "majority class" in nlu.utility(board(), "prompt", "accuracy")
     controls = [r for r in board().rows if r.is_control]
     assert nlu.utility(board(rows=controls), "prompt", "auc") == ""
+
+
+def test_figures_stand_at_the_strongest_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line runs through the strongest attack's success; a hollow marker shows the nearest neighbour's."""
+    places: dict[str, list[float]] = {"lines": [], "hollow": []}
+    plot = Axes.plot
+
+    def record(axes: Axes, x: list[float], *values: Any, **style: Any) -> Any:
+        places["hollow" if "markerfacecolor" in style else "lines"] += x
+        return plot(axes, x, *values, **style)
+
+    monkeypatch.setattr(Axes, "plot", record)
+    svg = nlu.utility(board(), "snd", "auc")
+    assert places == {"lines": [0.18, 0.036, 0.19], "hollow": [0.09, 0.018, 0.095]}
+    assert "strongest attack (hollow: nearest neighbour)" in svg
 
 
 def test_mechanisms_are_told_apart_by_shape_and_colour() -> None:
