@@ -281,7 +281,7 @@ def _notes(task: NluTask, fronts: list[Front]) -> list[str]:
     data, config = task.data, task.config
     pair = "both sentences together" if len(data.task.columns) > 1 else "the sentence"
     notes = [
-        f"Reported are {len(data.rows('test'))} examples of GLUE's validation split; {config.selection_examples} "
+        f"Reported are {len(data.rows('test'))} examples of GLUE's validation split; {len(data.part('validation'))} "
         "examples held out of its training split selected checkpoints, and nothing was chosen on reported ones.",
         f"A seed draws {len(data.training_rows(config.seeds[0]))} training examples, initial weights and noise anew. "
         "Intervals over seeds are Student's; intervals over examples are in leaderboard.json.",

@@ -106,7 +106,7 @@ def config_for(model: Path, root: Path, out: Path) -> Config:
             | {way: ["del@4"] for way in ("lora", "snd-prompt", "snd-user")},
             seeds=SEEDS,
             train_examples=16,
-            selection_examples=8,
+            selection_examples=50,  # a tenth of 120 rows is held out, so there are 12
             eval_examples=20,
             denoiser=DenoiserConfig(steps=2, batch_size=4, validate_every=2),
             lora=LoraConfig(rank=2, alpha=4, learning_rate=0.01),
@@ -160,6 +160,12 @@ def test_every_way_and_front_end_has_its_row_over_all_seeds(finished: Path) -> N
             assert estimate.low <= estimate.value <= estimate.high
             assert row.over_examples[name].value == pytest.approx(estimate.value)
             assert row.over_examples[name].n == 20
+
+
+def test_the_report_names_the_examples_that_really_selected(finished: Path) -> None:
+    board = board_of(finished)
+    assert board.selection_examples == 12
+    assert "12 examples held out of its training split" in board.notes[0]
 
 
 def test_figures_are_those_of_the_stored_scores(finished: Path) -> None:
