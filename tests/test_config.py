@@ -84,6 +84,37 @@ def test_paper_experiments_hold_the_papers_hyper_parameters(dataset: str) -> Non
     assert (config.evaluate.top_p, config.evaluate.temperature) == (0.9, 0.7)
 
 
+GLUE_RUN = ("sst2", "mrpc", "qqp")
+
+
+@pytest.mark.parametrize("task", GLUE_RUN)
+def test_classification_has_its_controls_and_bits_in_every_setting(task: str) -> None:
+    config = composed(f"experiment=cpu/{task}")
+    runs = config.nlu.runs
+    assert (config.stage.name, config.nlu.task, config.targets) == ("nlu", task, [0.02, 0.1, 0.15])
+    assert list(runs) == ["prompt", "lora", "snd", "snd-prompt", "snd-user", "local"]
+    assert all({"clean", "mean"} <= set(fronts) for way, fronts in runs.items() if way != "local")
+    bits = {f"del@{bits}" for bits in (1, 2, 4, 8)}
+    assert bits | {"metric-dp", "gaussian-code"} <= set(runs["snd"]) & set(runs["prompt"])
+    assert (bits - {"del@8"}) | {"metric-dp", "gaussian-code"} <= set(runs["snd-prompt"])
+    assert config.prompt.steps == config.nlu.denoiser.steps
+    assert config.baseline.metric.l2_clip == 7.5
+    assert len(config.nlu.seeds) >= 3
+
+
+@pytest.mark.parametrize("task", GLUE_RUN)
+def test_paper_experiments_of_glue_hold_the_papers_hyper_parameters(task: str) -> None:
+    config = composed(f"experiment=paper/{task}")
+    nlu, prompt = config.nlu, config.prompt
+    assert (config.stage.name, nlu.task, config.model.name) == ("nlu", task, "Qwen/Qwen2.5-7B-Instruct")
+    assert (prompt.virtual_tokens, prompt.learning_rate, prompt.steps) == (20, 1e-3, 4000)
+    assert (nlu.denoiser.learning_rate, nlu.denoiser.batch_size, nlu.draws) == (1e-4, 16, 2)
+    assert (nlu.train_examples, nlu.eval_examples, len(nlu.seeds)) == (None, None, 3)
+    assert config.targets == [0.02, 0.1, 0.15]
+    assert all({"del@1", "del@2", "del@4", "del@8"} <= set(nlu.runs[way]) for way in ("prompt", "snd", "snd-prompt"))
+    assert (config.codec.init, config.codec.bound) == ("random", 0.05)
+
+
 @pytest.mark.parametrize(("group", "name"), group_files())
 def test_every_file_of_every_group_composes(group: str, name: str) -> None:
     overrides = [f"{group}={name}"] + (["model.name=x"] if name == "hub" else [])

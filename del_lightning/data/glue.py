@@ -333,12 +333,15 @@ class GlueData:
         return [collate_labelled(examples[start : start + size], padding) for start in range(0, len(examples), size)]
 
     def attributes(self, split: str, rows: Sequence[int]) -> dict[str, list[int]]:
-        """What an attacker would like to know of rows of :meth:`rows`: their class, and the task's attribute."""
-        found = self.rows(split)
-        texts = [[column[row] for column in found.texts] for row in rows]
+        """What an attacker would like to know of rows of :meth:`rows`: their class, and the task's attribute.
+
+        The attribute is that of the text which is sent, after cutting; the class is the whole text's.
+        """
+        labels, sentences = self.rows(split).labels, self.sentences(split)
         pattern = re.compile(self.task.pattern)
+        texts = [[str(self.tokenizer.decode(ids)) for ids in sentences[row]] for row in rows]
         return {
-            "class": [found.labels[row] for row in rows],
+            "class": [labels[row] for row in rows],
             self.task.attribute: [int(any(pattern.search(text) for text in row)) for row in texts],
         }
 

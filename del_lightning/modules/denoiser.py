@@ -8,9 +8,10 @@ position, which in a causal model alone has seen everything. Only the user's can
 therefore ignore the server: what it reaches with the server's answer blanked out is a control that belongs beside it.
 
 Shape and training are SnD's: six post-norm layers of eight heads, feed-forward width 1024, dropout .2, a linear layer
-behind, no positions; mean squared error, Adam at 1e-4, batches of 16. One departure: the server's denoiser adds its
-output to what it is given and starts at zero, so that a short training starts from no denoiser and not from none of
-the text.
+behind, no positions; mean squared error, Adam at 1e-4, batches of 16. SnD's clip of the noisy embedding belongs to the
+front-end (``baseline.metric.l2_clip``). Departures: the server's denoiser adds its output to what it is given and
+starts at zero, so that a short training starts from no denoiser and not from none of the text; and both learn on the
+task's own training texts where SnD takes public ones, which favours them: nothing they meet later is of another kind.
 """
 
 from collections.abc import Iterator

@@ -6,6 +6,7 @@ framework. What was sent and attacked is the same in all of them, except where n
 
 import base64
 import hashlib
+import math
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from rich.text import Text
 from del_lightning.artifacts import write_json, write_text
 from del_lightning.config import END_TO_END
 from del_lightning.report import drawing, words
-from del_lightning.report.drawing import HUES, INK, MARKERS, MUTED, WITH, Style
+from del_lightning.report.arrange import HEADLINE_TARGET, REFERENCE
+from del_lightning.report.drawing import HUES, INK, MARKERS, MUTED, PAPER, WITH, Style
 from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
 from del_lightning.report.tables import (
     Cell,
@@ -37,6 +39,11 @@ from del_lightning.report.tables import (
 )
 
 _FOLDER = Path(__file__).parent
+
+HEADLINE_BITS = 4
+"""The summary quotes DEL at the bits nearest to this."""
+STRONGEST = "worst"
+"""Name under which a row's attack success rates hold that of the strongest attack run."""
 
 VARIANTS = {
     "linear": "linear head alone",
@@ -70,7 +77,11 @@ GLOSSARY = (
     ("Clean prompt, Mean embedding", "Upper and lower control: all of the text, and its length only."),
     ("Majority class", "The answer of somebody who never sees the text."),
     ("AUC", "Area under the ROC curve: 0.5 without any information, whatever the classes' shares."),
-    ("ASR", "Attack success rate: share of private tokens that an attacker names correctly at the first guess."),
+    (
+        "ASR",
+        "Attack success rate: share of private tokens that an attacker names correctly at the first guess. Levels are "
+        "matched by the nearest neighbour's, as in the paper; what they give away is the strongest attack's.",
+    ),
     (
         "ε of a text",
         "Exact differential privacy of the whole text, both sentences of a pair together, at the stated δ.",
@@ -138,8 +149,14 @@ def figures(board: NluLeaderboard) -> list[str]:
 def columns(board: NluLeaderboard) -> list[Column]:
     """What was measured, a way to classify after the other, then what was sent, attacked and guaranteed."""
     found = [_figure_column(board, variant, name) for variant in variants(board) for name in figures(board)]
-    found += [_attack_column(name) for name in dict.fromkeys(name for row in board.rows for name in row.asr)]
+    found += [_attack_column(name) for name in attacks(board)]
     return [*found, Column("ε of a text", _delta(board), _epsilon_cell), Column("Bits a token", (), _bits_cell)]
+
+
+def attacks(board: NluLeaderboard) -> list[str]:
+    """The attacks that were run, the strongest of all of them last."""
+    names = dict.fromkeys(name for row in board.rows for name in row.asr)
+    return sorted(names, key=lambda name: name == STRONGEST)
 
 
 def _figure_column(board: NluLeaderboard, variant: str, figure: str) -> Column:
@@ -155,7 +172,7 @@ def _attack_column(attack: str) -> Column:
         found = front.asr.get(attack)
         return missing("nothing is sent") if found is None else estimate_cell(found, "", found.n)
 
-    return Column("ASR", (attack,), cell)
+    return Column("ASR", ("strongest of all" if attack == STRONGEST else attack,), cell)
 
 
 def _epsilon_cell(front: NluRow) -> Cell:
@@ -222,15 +239,14 @@ def console_table(board: NluLeaderboard) -> Table:
     for variant in variants(board):
         table.add_column(f"{variant}\nacc", justify="right")
         table.add_column("\nAUC", justify="right")
-    attacks = list(dict.fromkeys(name for row in board.rows for name in row.asr))
-    for attack in attacks:
+    for attack in attacks(board):
         table.add_column(f"ASR\n{attack.partition(' ')[0].partition('-')[0]}", justify="right")
     for front in fronts(board):
         cells = []
         for variant in variants(board):
             row = row_of(board, variant, front.label)
             cells += [_plain(None if row is None else row.over_seeds[name], ".3f") for name in ("accuracy", "auc")]
-        table.add_row(Text(front.label), *cells, *(_plain(front.asr.get(name), ".1%") for name in attacks))
+        table.add_row(Text(front.label), *cells, *(_plain(front.asr.get(name), ".1%") for name in attacks(board)))
     never = majority(board).over_seeds
     table.caption = (
         f"{board.eval_examples} examples, {len(board.seeds)} seeds; majority class: accuracy "
@@ -259,31 +275,71 @@ def setup(board: NluLeaderboard) -> str:
 
 
 def outcome(board: NluLeaderboard) -> list[str]:
-    """What came out, in sentences."""
+    """What came out, in sentences: what clean text allows, then DEL at the setting that is quoted everywhere."""
     never = majority(board).over_seeds["accuracy"].value
-    return [sentence for variant in variants(board) for sentence in _outcome(board, variant, never)]
+    return [*_clean_text(board, never), *_headline(board)]
 
 
-def _outcome(board: NluLeaderboard, variant: str, never: float) -> Iterator[str]:
-    rows = [row for row in board.rows if row.variant == variant]
-    clean = next((row for row in rows if row.method == "clean"), None)
-    mean = next((row for row in rows if row.method == "mean"), None)
-    name = f"{framework(variant)}, {VARIANTS[variant]}"
-    if clean is not None:
-        accuracy = clean.over_seeds["accuracy"]
-        gap = 100 * (accuracy.value - never)
-        yield (
-            f"{name}: clean text {words.with_interval(accuracy)} accuracy, {words.number(gap)} points from the "
-            f"majority class ({words.number(never)})."
-        )
-    tested = [row for row in rows if not row.is_control]
-    if not tested:
+def _clean_text(board: NluLeaderboard, never: float) -> Iterator[str]:
+    for variant in variants(board):
+        row = next((row for row in board.rows if (row.variant, row.method) == (variant, "clean")), None)
+        if row is not None:
+            accuracy = row.over_seeds["accuracy"]
+            points = words.number(100 * (accuracy.value - never))
+            yield (
+                f"{framework(variant)}, {VARIANTS[variant]}: clean text {words.with_interval(accuracy)} accuracy, "
+                f"{points} points from the majority class ({words.number(never)})."
+            )
+
+
+def headline(board: NluLeaderboard) -> str | None:
+    """Label of the front-end that the summary quotes, whatever came out; None if DEL was not run.
+
+    DEL at the bits nearest :data:`HEADLINE_BITS` and the target nearest ``arrange.HEADLINE_TARGET``, matched by the
+    nearest neighbour's success as the paper does where there is such a row.
+    """
+
+    def distance(row: NluRow) -> tuple[bool, float, float]:
+        target, bits = (math.inf if number is None else number for number in (row.target, row.bits))
+        return row.matching != "nearest", abs(target - HEADLINE_TARGET), abs(bits - HEADLINE_BITS)
+
+    quoted = min((row for row in board.rows if row.method == REFERENCE), key=distance, default=None)
+    return None if quoted is None else quoted.label
+
+
+def _headline(board: NluLeaderboard) -> Iterator[str]:
+    """Every way to classify behind the front-end that is quoted, both settings side by side."""
+    label = headline(board)
+    if label is None:
         return
-    best = max(tested, key=lambda row: row.over_seeds["auc"].value)
-    auc = best.over_seeds["auc"]
-    against = "" if mean is None else f"; without any input {words.with_interval(mean.over_seeds['auc'])}"
-    doubt = ", which cannot be told from chance" if auc.low is None or auc.low <= 0.5 else ""
-    yield f"{name}: the best front-end under test is {best.label}, AUC {words.with_interval(auc)}{doubt}{against}."
+    found = []
+    for name in dict.fromkeys(framework(variant) for variant in variants(board)):
+        ways = [_way(board, variant, label) for variant in variants(board) if framework(variant) == name]
+        found.append(f"{name}: {'; '.join(filter(None, ways)) or 'not run'}")
+    yield f"{label} (fixed before any result was seen), area under the curve. {'. '.join(found)}."
+
+
+def _way(board: NluLeaderboard, variant: str, label: str) -> str:
+    row = row_of(board, variant, label)
+    if row is None:
+        return ""
+    mean = next((row for row in board.rows if (row.variant, row.method) == (variant, "mean")), None)
+    over_seeds, over_examples = row.over_seeds["auc"], row.over_examples["auc"]
+    parts = [
+        f"{VARIANTS[variant]} {words.with_interval(over_seeds)} over seeds, "
+        f"{words.with_interval(over_examples)} over examples"
+    ]
+    if not beats_chance(row):
+        parts.append("which cannot be told from chance")
+    if mean is not None:
+        parts.append(f"without any input {words.with_interval(mean.over_seeds['auc'])}")
+    return ", ".join(parts)
+
+
+def beats_chance(row: NluRow) -> bool:
+    """Whether the AUC is above .5 beyond what other seeds and other examples would change: both intervals say so."""
+    lows = (row.over_seeds["auc"].low, row.over_examples["auc"].low)
+    return all(low is not None and low > 0.5 for low in lows)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -300,9 +356,12 @@ def styles(board: NluLeaderboard) -> dict[str, Style]:
 
 
 def utility(board: NluLeaderboard, variant: str, figure: str) -> str:
-    """A figure against the nearest-neighbour ASR, one line a mechanism; empty if nothing under test was run."""
+    """A figure against the strongest attack's success, one line a mechanism; empty if nothing under test was run.
+
+    Hollow markers stand at the nearest neighbour's success, the paper's ASR.
+    """
     drawn = styles(board)
-    rows = [row for row in board.rows if row.variant == variant and not row.is_control and _nearest(row) is not None]
+    rows = [row for row in board.rows if row.variant == variant and not row.is_control and row.asr]
     if not rows:
         return ""
 
@@ -319,7 +378,7 @@ def utility(board: NluLeaderboard, variant: str, figure: str) -> str:
             )
         axes.grid(axis="y")
         axes.margins(y=0.12)
-        axes.set_xlabel("nearest-neighbour ASR (square-root scale)")
+        axes.set_xlabel("ASR: strongest attack (hollow: nearest neighbour)")
         axes.set_title(f"{FIGURES[figure]}: {framework(variant)}, {VARIANTS[variant]}", loc="left", x=-0.14)
 
     return drawing.draw(f"{variant}-{figure}", (5.4, 3.6), paint)
@@ -330,7 +389,10 @@ def _line(axes: Axes, rows: list[NluRow], figure: str, style: Style) -> None:
         return
     values = [row.over_seeds[figure] for row in rows]
     axes.plot([_rate(row) for row in rows], [value.value for value in values], color=style.colour, linewidth=0.9)
+    hollow: Any = {"markerfacecolor": PAPER, "markersize": 4.5, "linestyle": "none", "zorder": 2}
     for row, value in zip(rows, values, strict=True):
+        nearest = [rate.value for name, rate in row.asr.items() if words.is_nearest(name)][:1]
+        axes.plot(nearest, [value.value] * len(nearest), marker=style.marker, color=style.colour, **hollow)
         bars: Any = {"yerr": drawing.errors(value), "elinewidth": 0.8}
         axes.errorbar(_rate(row), value.value, fmt=style.marker, color=style.colour, zorder=3, **bars)
 
@@ -343,13 +405,9 @@ def _references(board: NluLeaderboard, variant: str, figure: str) -> Iterator[tu
         yield "majority class", majority(board).over_seeds[figure].value
 
 
-def _nearest(row: NluRow) -> Estimate | None:
-    return next((rate for name, rate in row.asr.items() if words.is_nearest(name)), None)
-
-
 def _rate(row: NluRow) -> float:
-    rate = _nearest(row)
-    return 0.0 if rate is None else rate.value
+    """Success of the strongest attack that was run."""
+    return max((rate.value for rate in row.asr.values()), default=0.0)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from del_lightning.data.corpora import check_corpus
 from del_lightning.data.glue import check_glue
 from del_lightning.errors import ConfigError
 from del_lightning.llm import check_llm
+from del_lightning.methods import Footprint, Method
 from del_lightning.methods.factory import NEEDS_CODEC
 from del_lightning.metrics import over_examples, over_seeds
 from del_lightning.report.nlu import console_table, write_nlu_report
@@ -107,8 +108,8 @@ def leaderboard(task: NluTask, runs: list[tuple[str, Front]]) -> NluLeaderboard:
         (variant, front): [ensure(task, variant, front, seed) for seed in task.config.seeds] for variant, front in runs
     }
     fronts = _distinct([front for variant, front in runs if variant != "local"])
-    attributes = [_attributes(task, front) for front in fronts]
-    behind = [*(one for found in artifacts.values() for one in found), *attributes, *_shared(fronts)]
+    inferred = [_inferred(task, front) for front in fronts]
+    behind = [*(one for found in artifacts.values() for one in found), *inferred, *_shared(fronts)]
     config = asdict(ws.config)
     return NluLeaderboard(
         title=ws.config.title,
@@ -123,7 +124,7 @@ def leaderboard(task: NluTask, runs: list[tuple[str, Front]]) -> NluLeaderboard:
         private_tokens=sum(len(prompt.private_ids) for prompt in data.prompts()),
         seeds=list(task.config.seeds),
         rows=[_majority(task), *(_row(task, variant, front, found) for (variant, front), found in artifacts.items())],
-        attributes=[NluAttribute.model_validate(entry) for one in attributes for entry in one.result.details["found"]],
+        attributes=[entry for front in fronts for entry in attributes(task, front)],
         calibrations=_calibrations(fronts),
         notes=_notes(task, fronts),
         config=shareable(config),
@@ -190,20 +191,28 @@ def _cost(task: NluTask, variant: str, front: Front, trained: dict[str, int]) ->
     method, view = front.method(), front.view
     release = method.release(torch.tensor([task.data.prompts()[0].private_ids], device=view.device))
     bits = 0.0 if variant == "local" else method.payload_bits(release) / release.tokens
-    footprint = method.footprint()
-    parameters, size = footprint.parameters + trained["user"], footprint.bytes + 4 * trained["user"]
-    if variant in ("snd-user", "local"):
-        # The user's denoiser reads clean embeddings, so their table is on the device too.
-        table = method.embedding_table
-        parameters, size = parameters + table.numel(), size + 4 * table.numel()
+    footprint = _footprint(variant, method)
     return NluCost(
         server_parameters=trained["server"],
-        user_parameters=parameters,
-        user_bytes=size,
+        user_parameters=footprint.parameters + trained["user"],
+        user_bytes=footprint.bytes + 4 * trained["user"],
         bits_per_token=bits,
         bits_per_text=bits * float(np.mean([len(prompt.private_ids) for prompt in task.data.prompts()])),
         bits_back={"snd-user": 32.0 * task.ws.llm.hidden_size, "local": 0.0}.get(variant, 1.0),
     )
+
+
+def _footprint(variant: str, method: Method) -> Footprint:
+    """The user's tables: the front-end's, and the clean embeddings that a denoiser of the user's reads.
+
+    Metric-DP's own table is that of the clean embeddings, which need be held once.
+    """
+    own, table = method.footprint(), Footprint.of(method.embedding_table)
+    if variant == "local":
+        return table
+    if variant != "snd-user" or type(method).footprint is Method.footprint:
+        return own
+    return Footprint(own.parameters + table.parameters, own.bytes + table.bytes)
 
 
 def _majority(task: NluTask) -> NluRow:
@@ -226,7 +235,13 @@ def _majority(task: NluTask) -> NluRow:
     )
 
 
-def _attributes(task: NluTask, front: Front) -> Artifact:
+def attributes(task: NluTask, front: Front) -> list[NluAttribute]:
+    """What is inferred of whole texts behind a front-end, under its name: levels of one value share an artefact."""
+    found = _inferred(task, front).result.details["found"]
+    return [NluAttribute.model_validate({**entry, "label": front.setting.label}) for entry in found]
+
+
+def _inferred(task: NluTask, front: Front) -> Artifact:
     """Attribute inference from the releases that the token attacks read too."""
     determined_by = {
         "model": task.ws.model_key,
@@ -256,14 +271,8 @@ def _infer(task: NluTask, front: Front) -> Outcome:
     for column, (name, truth) in enumerate(values["test"].items()):
         figures = over_examples([scores[:, column].tolist()], truth)
         share = sum(truth) / len(truth)
-        entry = NluAttribute(
-            label=front.setting.label,
-            attribute=name,
-            majority=max(share, 1 - share),
-            accuracy=figures["accuracy"],
-            auc=figures["auc"],
-        )
-        found.append(entry.model_dump(mode="json"))
+        estimates = {name: figures[name].model_dump(mode="json") for name in ("accuracy", "auc")}
+        found.append({"attribute": name, "majority": max(share, 1 - share), **estimates})
     return Outcome(details={"found": found})
 
 
@@ -272,7 +281,7 @@ def _notes(task: NluTask, fronts: list[Front]) -> list[str]:
     data, config = task.data, task.config
     pair = "both sentences together" if len(data.task.columns) > 1 else "the sentence"
     notes = [
-        f"Reported are {len(data.rows('test'))} examples of GLUE's validation split; {config.selection_examples} "
+        f"Reported are {len(data.rows('test'))} examples of GLUE's validation split; {len(data.part('validation'))} "
         "examples held out of its training split selected checkpoints, and nothing was chosen on reported ones.",
         f"A seed draws {len(data.training_rows(config.seeds[0]))} training examples, initial weights and noise anew. "
         "Intervals over seeds are Student's; intervals over examples are in leaderboard.json.",

@@ -1,5 +1,6 @@
 """GLUE: the public template is clean, the parts never overlap, and batches do not depend on interruptions."""
 
+import json
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,14 @@ def test_long_sentences_are_cut_one_by_one(make: Any) -> None:
     sentences = full.sentences("test")[0]
     assert data.sentences("test")[0] == [ids[:5] for ids in sentences]
     assert len(whole) - len(cut) == sum(len(ids) - 5 for ids in sentences)
+
+
+def test_attributes_are_those_of_the_text_that_is_sent(make: Any) -> None:
+    """The row's number stands behind the third token: nobody can infer it where it was cut off."""
+    rows = [0, 1, 2]
+    whole, cut = make().attributes("test", rows), make(sentence_tokens=3).attributes("test", rows)
+    assert whole == {"class": [0, 1, 1], "mentions a number": [1, 1, 1]}
+    assert cut == {"class": [0, 1, 1], "mentions a number": [0, 0, 0]}
 
 
 def test_parts_are_disjoint_and_selection_knows_no_seed(make: Any) -> None:
@@ -215,6 +224,33 @@ def test_padding_is_the_tokenizers(make: Any) -> None:
     short, long = sorted(data.part("test"), key=len)[:: len(data.part("test")) - 1]
     batch = collate_labelled([short, long], 7)
     assert (batch.input_ids[0][~batch.attention_mask[0]] == 7).all()
+
+
+LABEL_NAMES = {
+    # GLUE's own names of classes 0 and 1, and the label words that mean them.
+    "sst2": {"negative": " negative", "positive": " positive"},
+    "cola": {"unacceptable": " no", "acceptable": " yes"},
+    "mrpc": {"not_equivalent": " no", "equivalent": " yes"},
+    "qqp": {"not_duplicate": " no", "duplicate": " yes"},
+    "rte": {"entailment": " yes", "not_entailment": " no"},
+    "qnli": {"entailment": " yes", "not_entailment": " no"},
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_label_words_mean_glues_own_classes(task: str) -> None:
+    assert TASKS[task].words == tuple(LABEL_NAMES[task].values())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_glues_classes_are_named_in_the_files_in_that_order(data_root: Path, task: str) -> None:
+    files = sorted((data_root / "glue" / task).glob("validation-*.parquet"))
+    if not files:
+        pytest.skip(f"no {task} at {data_root}")
+    features = json.loads((pq.read_schema(files[0]).metadata or {}).get(b"huggingface", b"{}"))
+    if not features:
+        pytest.skip(f"the files of {task} do not name their classes")
+    assert features["info"]["features"]["label"]["names"] == list(LABEL_NAMES[task])
 
 
 @pytest.mark.slow

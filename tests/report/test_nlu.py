@@ -3,8 +3,10 @@
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 from rich.console import Console
 
 from del_lightning.report import nlu
@@ -47,7 +49,11 @@ def row(variant: str, label: str) -> NluRow:
         steps=40,
         over_seeds=figures(accuracy, auc),
         over_examples=figures(accuracy, auc),
-        asr={"nearest neighbour (cosine)": rate(asr), "Bayes-optimal": rate(min(1.0, 2 * asr))},
+        asr={
+            "nearest neighbour (cosine)": rate(asr),
+            "Bayes-optimal": rate(min(1.0, 2 * asr)),
+            "worst": rate(min(1.0, 2 * asr)),
+        },
         privacy=privacy,
         cost=NluCost(
             server_parameters=12_000 if variant == "prompt" else 15_000_000,
@@ -104,6 +110,7 @@ def test_ways_to_classify_stand_side_by_side_end_to_end_first() -> None:
     assert [column.line for column in shown[6:]] == [
         "ASR (nearest neighbour (cosine))",
         "ASR (Bayes-optimal)",
+        "ASR (strongest of all)",
         "ε of a text (δ = 10⁻⁵)",
         "Bits a token",
     ]
@@ -128,14 +135,40 @@ def test_a_way_that_was_not_run_behind_a_front_end_leaves_a_gap() -> None:
 
 
 def test_sentences_come_from_the_numbers() -> None:
-    first, second, *_ = nlu.outcome(board())
-    assert "clean text 0.831 [0.801, 0.861] accuracy, 32.8 points from the majority class (0.503)" in first
-    assert "best front-end under test is DEL, 4 bits, ASR 0.1, AUC 0.613 [0.583, 0.643]" in second
-    assert "chance" not in second
-    rows = [r for r in board().rows if r.is_control or r.target == 0.02]
-    assert "which cannot be told from chance" not in " ".join(nlu.outcome(board(rows=rows)))  # .531 - .03 > .5
-    weak = [r.model_copy(update={"over_seeds": figures(0.5, 0.52)}) if not r.is_control else r for r in rows]
-    assert "which cannot be told from chance" in nlu.outcome(board(rows=weak))[1]
+    first, second, third = nlu.outcome(board())
+    assert "soft prompt: clean text 0.831 [0.801, 0.861] accuracy, 32.8 points from the majority class (0.503)" in first
+    assert "denoiser at the server: clean text" in second
+    end_to_end, snd = third.split("SnD framework")
+    assert third.startswith("DEL, 4 bits, ASR 0.1 (fixed before any result was seen)")
+    assert "soft prompt 0.613 [0.583, 0.643] over seeds, 0.613 [0.583, 0.643] over examples" in end_to_end
+    assert "denoiser at the server 0.613" in snd
+    assert "without any input 0.500" in third
+    assert "chance" not in third
+
+
+def test_the_quoted_setting_does_not_depend_on_results() -> None:
+    """DEL at 4 bits and 0.1 also where another front-end came out better."""
+    better = [
+        r.model_copy(update={"over_seeds": figures(0.9, 0.95)}) if r.label == "DEL, 1 bit, ASR 0.1" else r
+        for r in board().rows
+    ]
+    assert nlu.headline(board(rows=better)) == "DEL, 4 bits, ASR 0.1"
+    worst = row("snd", "DEL, 4 bits, ASR 0.1").model_copy(update={"label": "worst", "matching": "worst"})
+    assert nlu.headline(board(rows=[worst, *better])) == "DEL, 4 bits, ASR 0.1"
+    rows = [r for r in better if r.label != "DEL, 4 bits, ASR 0.1"]
+    assert nlu.headline(board(rows=rows)) == "DEL, 1 bit, ASR 0.1"  # the target goes before the bits
+    controls = [r for r in better if r.is_control]
+    assert nlu.headline(board(rows=controls)) is None
+    assert len(nlu.outcome(board(rows=controls))) == 2
+
+
+@pytest.mark.parametrize(("seeds", "examples", "told"), [(0.6, 0.6, True), (0.6, 0.52, False), (0.52, 0.6, False)])
+def test_chance_is_excluded_over_seeds_and_over_examples(seeds: float, examples: float, told: bool) -> None:
+    changed = {"over_seeds": figures(0.5, seeds), "over_examples": figures(0.5, examples)}
+    rows = [r if r.is_control else r.model_copy(update=changed) for r in board().rows]
+    assert ("which cannot be told from chance" not in nlu.outcome(board(rows=rows))[-1]) is told
+    single = {"over_seeds": {**figures(0.5, 0.6), "auc": Estimate(value=0.6, n=1)}}
+    assert not nlu.beats_chance(row("snd", "DEL, 4 bits, ASR 0.1").model_copy(update=single))
 
 
 def test_costs_are_ranges_over_front_ends() -> None:
@@ -166,6 +199,21 @@ def test_a_figure_is_the_same_twice_and_empty_without_rows() -> None:
     assert "majority class" in nlu.utility(board(), "prompt", "accuracy")
     controls = [r for r in board().rows if r.is_control]
     assert nlu.utility(board(rows=controls), "prompt", "auc") == ""
+
+
+def test_figures_stand_at_the_strongest_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line runs through the strongest attack's success; a hollow marker shows the nearest neighbour's."""
+    places: dict[str, list[float]] = {"lines": [], "hollow": []}
+    plot = Axes.plot
+
+    def record(axes: Axes, x: list[float], *values: Any, **style: Any) -> Any:
+        places["hollow" if "markerfacecolor" in style else "lines"] += x
+        return plot(axes, x, *values, **style)
+
+    monkeypatch.setattr(Axes, "plot", record)
+    svg = nlu.utility(board(), "snd", "auc")
+    assert places == {"lines": [0.18, 0.036, 0.19], "hollow": [0.09, 0.018, 0.095]}
+    assert "strongest attack (hollow: nearest neighbour)" in svg
 
 
 def test_mechanisms_are_told_apart_by_shape_and_colour() -> None:

@@ -30,6 +30,9 @@ from del_lightning.config import (
 )
 from del_lightning.errors import AssetError, ConfigError, DataError
 from del_lightning.llm import FrozenLLM
+from del_lightning.methods import Footprint
+from del_lightning.methods.controls import Clean
+from del_lightning.methods.metric import MetricDP
 from del_lightning.prompt import SoftPrompt
 from del_lightning.report.schema import NluLeaderboard, NluRow
 from del_lightning.seeding import stream
@@ -103,7 +106,7 @@ def config_for(model: Path, root: Path, out: Path) -> Config:
             | {way: ["del@4"] for way in ("lora", "snd-prompt", "snd-user")},
             seeds=SEEDS,
             train_examples=16,
-            selection_examples=8,
+            selection_examples=50,  # a tenth of 120 rows is held out, so there are 12
             eval_examples=20,
             denoiser=DenoiserConfig(steps=2, batch_size=4, validate_every=2),
             lora=LoraConfig(rank=2, alpha=4, learning_rate=0.01),
@@ -157,6 +160,12 @@ def test_every_way_and_front_end_has_its_row_over_all_seeds(finished: Path) -> N
             assert estimate.low <= estimate.value <= estimate.high
             assert row.over_examples[name].value == pytest.approx(estimate.value)
             assert row.over_examples[name].n == 20
+
+
+def test_the_report_names_the_examples_that_really_selected(finished: Path) -> None:
+    board = board_of(finished)
+    assert board.selection_examples == 12
+    assert "12 examples held out of its training split" in board.notes[0]
 
 
 def test_figures_are_those_of_the_stored_scores(finished: Path) -> None:
@@ -242,6 +251,17 @@ def test_costs_are_counted_where_they_arise(finished: Path) -> None:
     assert cost["prompt"].bits_per_text == pytest.approx(4 * dim * board.private_tokens / 20)
 
 
+def test_a_denoising_user_holds_the_clean_embeddings_once(tiny_llm: Callable[..., FrozenLLM]) -> None:
+    """Metric-DP needs the very table that the user's denoiser reads; DEL needs its codes besides."""
+    table = tiny_llm().embedding_table()
+    metric = MetricDP(table, eta=1.0)
+    own = Footprint.of(table)
+    assert nlu._footprint("prompt", metric) == nlu._footprint("snd-user", metric) == own
+    clean = Clean(table)
+    assert nlu._footprint("prompt", clean) == Footprint()
+    assert nlu._footprint("snd-user", clean) == nlu._footprint("local", clean) == own
+
+
 def test_nothing_is_sent_where_the_user_is_alone(finished: Path) -> None:
     (row,) = rows_of(board_of(finished), "local")
     assert (row.asr, row.privacy) == ({}, None)
@@ -254,6 +274,18 @@ def test_attributes_are_inferred_from_clean_text_and_not_from_its_length(finishe
     assert {attribute for _, attribute in found} == {"class", "mentions a number"}
     assert found["Clean prompt", "mentions a number"].auc.value > 0.9
     assert found["Clean prompt", "mentions a number"].majority == 0.5
+
+
+def test_levels_of_one_value_share_what_was_inferred_and_keep_their_names(
+    finished: Path, model: Path, root: Path
+) -> None:
+    task = NluTask(Workspace(config_for(model, root, finished)))
+    front = task.fronts("del@4")[0]
+    other = replace(front, setting=replace(front.setting, target=0.3))
+    first, second = nlu.attributes(task, front), nlu.attributes(task, other)
+    assert {one.label for one in first} == {"DEL, 4 bits, ASR 0.05"}
+    assert [one.model_copy(update={"label": "DEL, 4 bits, ASR 0.3"}) for one in first] == second
+    assert "DEL" not in json.dumps(nlu._inferred(task, front).result.details)
 
 
 def test_report_holds_every_number_and_no_text(finished: Path) -> None:
