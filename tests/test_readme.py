@@ -37,7 +37,7 @@ def test_attack_table_keeps_to_calibrated_settings() -> None:
     board = make_board(attacked=[attacked("DEL, ASR 0.1", 0.1, 0.19, 0.26), attacked("DEL", 0.2, 0.3, None)])
     table = readme["attack_table"](board)
     assert [line.split(" | ")[0] for line in table.splitlines()][4:] == ["| DEL, ASR 0.1"]
-    assert "+9.0 [+8.0, +10.0]" in table
+    assert "+9.0 [+8.0,\u00a0+10.0]" in table
 
 
 def test_committed_results_name_no_folder_of_a_machine() -> None:

@@ -352,7 +352,7 @@ def attacked_rows(board: Leaderboard) -> list[dict[str, str]]:
     names = dict.fromkeys(name for one in board.attacked for name in one.asr if name != "worst")
     pairs = dict.fromkeys((pair.stronger, pair.weaker) for one in board.attacked for pair in one.differences)
     return [
-        {"Method": one.label, "Guarantee": words.guarantee(one.privacy) or _own_parameter(one)}
+        {"Method": one.label, "Parameter, exact ε": _whole_parameter(one)}
         | {name: _share(one.asr.get(name)) for name in names}
         | {"Certified, one token": _bound(one.certified, "nearest")}
         | {f"{_short(strong)} − {_short(weak)}": _gain(one, strong, weak) for strong, weak in pairs}
@@ -360,8 +360,13 @@ def attacked_rows(board: Leaderboard) -> list[dict[str, str]]:
     ]
 
 
-def _own_parameter(one: AttackedSetting) -> str:
-    return words.MISSING if one.value is None else words.number(one.value)
+def _whole_parameter(one: AttackedSetting) -> str:
+    """Mu with its epsilons, a line each where there is room for no more; other parameters by their number."""
+    epsilons = _epsilons(one.privacy)
+    if not epsilons:
+        return words.MISSING if one.value is None else words.number(one.value)
+    mu = [] if one.privacy.mu_token is None else [f"μ {words.number(one.privacy.mu_token)}"]
+    return ", ".join(part.replace(" ", words.NO_BREAK) for part in (*mu, *epsilons))
 
 
 def _short(attack: str) -> str:
@@ -372,8 +377,10 @@ def _share(estimate: Estimate | None) -> str:
     """``12.3% [10.1, 14.7]``."""
     if estimate is None:
         return words.MISSING
-    between = "" if estimate.low is None or estimate.high is None else f" [{estimate.low:.1%}, {estimate.high:.1%}]"
-    return f"{estimate.value:.1%}{between.replace('%,', ',').replace('%]', ']')}"
+    limits = ""
+    if estimate.low is not None and estimate.high is not None:
+        limits = f"[{100 * estimate.low:.1f},{words.NO_BREAK}{100 * estimate.high:.1f}]"
+    return f"{estimate.value:.1%} {limits}".strip()
 
 
 def _gain(one: AttackedSetting, strong: str, weak: str) -> str:
@@ -381,7 +388,7 @@ def _gain(one: AttackedSetting, strong: str, weak: str) -> str:
     for pair in one.differences:
         if (pair.stronger, pair.weaker) == (strong, weak):
             value, low, high = pair.difference.value, pair.difference.low, pair.difference.high
-            limits = "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+            limits = "" if low is None or high is None else f" [{100 * low:+.1f},{words.NO_BREAK}{100 * high:+.1f}]"
             return f"{100 * value:+.1f}{limits}".replace("-", "−")
     return words.MISSING
 

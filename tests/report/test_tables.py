@@ -234,10 +234,11 @@ def test_attacks_are_compared_a_setting_a_line() -> None:
     board = make_board(attacked=[attacked("DEL, ASR 0.1", 0.1, 0.19, 0.26), attacked("DEL", 0.2, 0.3, None)])
     first, second = tables.attacked_rows(board)
     assert first["Method"] == "DEL, ASR 0.1"
-    assert "ε" in first["Guarantee"]
+    assert first["Parameter, exact ε"].startswith("μ")
+    assert "ε" in first["Parameter, exact ε"]
     assert first[OPTIMAL].startswith("19.0% [")
     assert first["Certified, one token"] == "≤ 41.0%"
-    assert first["Bayes-optimal − nearest neighbour"] == "+9.0 [+8.0, +10.0]"
+    assert first["Bayes-optimal − nearest neighbour"] == "+9.0 [+8.0,\u00a0+10.0]"
     assert second["LM prior, marginals"] == second["LM prior, marginals − Bayes-optimal"] == words.MISSING
     assert "## Every attack at every setting" in tables.render_markdown(board)
     assert tables.attacked_rows(make_board()) == []
