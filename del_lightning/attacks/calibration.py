@@ -22,7 +22,10 @@ Measure = Callable[[float], Mapping[str, Tensor]]
 """Parameter value -> attack -> (n,) booleans, one a token: did the attack read it? Must reseed its generator itself."""
 
 FIRST_STEP = 1.05
-"""Distance from the outline's guess at which an answer is first looked for on its other side, as a ratio."""
+"""Distance from the outline's guess at which an answer is looked for on its other side, as a ratio, if its slope is of
+no help."""
+PATIENCE = 3
+"""Interpolations after which a bracket is halved instead: a curve may have steps."""
 
 
 class SuccessCurve:
@@ -109,7 +112,8 @@ def calibrate(
     _check(target, tolerance, resolution, attacks)
     _check_range(value_range)
     search = _Search(curve, target, tolerance, attacks, value_range)
-    search.run(resolution, None if guide is None else crossing(guide, target, attacks))
+    start = None if guide is None else crossing(guide, target, attacks)
+    search.run(resolution, start, None if guide is None or start is None else slope(guide, start, attacks))
     return Calibration(
         target=target,
         attacks=list(attacks),
@@ -129,6 +133,14 @@ def crossing(guide: SuccessCurve, target: float, attacks: Sequence[str]) -> floa
     above = int(np.searchsorted(rates, target, side="right"))
     (low, high), (start, end) = np.log(values[above - 1 : above + 1]), rates[above - 1 : above + 1]
     return float(math.exp(low + (high - low) * (target - start) / (end - start)))
+
+
+def slope(guide: SuccessCurve, value: float, attacks: Sequence[str]) -> float:
+    """Rise of an outlined curve a unit of ln value at a value inside its range; may be 0 or negative."""
+    values = guide.tried
+    above = min(max(int(np.searchsorted(values, value)), 1), len(values) - 1)
+    low, high = values[above - 1 : above + 1]
+    return (guide.worst(high, attacks).value - guide.worst(low, attacks).value) / math.log(high / low)
 
 
 def _check(target: float, tolerance: float, resolution: float, attacks: Sequence[str]) -> None:
@@ -160,9 +172,13 @@ class _Search:
         self.curve, self.target, self.limit, self.attacks = curve, target, target + tolerance, attacks
         self.floor, self.ceiling = value_range
 
+    def excess(self, value: float) -> float:
+        """By how much the rate or its upper limit passes what is allowed; at most 0 where the value is accepted."""
+        rates = [self.curve(value)[attack] for attack in self.attacks]
+        return max(max(rate.value - self.target, (rate.high or 0) - self.limit) for rate in rates)
+
     def accepts(self, value: float) -> bool:
-        rates = self.curve(value)
-        return all(rates[a].value <= self.target and (rates[a].high or 0) <= self.limit for a in self.attacks)
+        return self.excess(value) <= 0
 
     def bracket(self) -> tuple[float | None, float | None]:
         """Largest accepted value below every rejected one, and the smallest rejected value, of those tried."""
@@ -171,21 +187,34 @@ class _Search:
         low = max((value for value in known if high is None or value < high), default=None)
         return low, high
 
-    def run(self, resolution: float, guess: float | None) -> None:
+    def run(self, resolution: float, guess: float | None, rise: float | None = None) -> None:
         if guess is None:
             self.curve(self.floor)
             self.curve(self.ceiling)
         else:
-            self._surround(guess)
+            self._surround(guess, rise, resolution)
         low, high = self.bracket()
+        tries = 0
         while low is not None and high is not None and high > low * (1 + resolution):
-            self.curve(math.sqrt(low * high))
+            self.curve(self._between(low, high, resolution) if tries < PATIENCE else math.sqrt(low * high))
             low, high = self.bracket()
+            tries += 1
 
-    def _surround(self, guess: float) -> None:
+    def _between(self, low: float, high: float, resolution: float) -> float:
+        """Where the excess, linear in ln value, would be 0; near an end, a value that may end the search at once."""
+        below, above = self.excess(low), self.excess(high)
+        meeting = low * (high / low) ** (below / (below - above))
+        near = 1 + 0.99 * resolution
+        return high / near if meeting > high / near else max(meeting, low * near)
+
+    def _surround(self, guess: float, rise: float | None, resolution: float) -> None:
         """Widen around the guess until a value is accepted and one is rejected, or the range ends."""
         step = FIRST_STEP
-        self.curve(guess)
+        excess = self.excess(guess)
+        if rise is not None and rise > 0 and None in self.bracket():
+            # The outline is over few tokens: off by a little, but its slope says how far the answer is, about.
+            beyond = math.exp(-excess / rise) * (1 + resolution / 2) ** (-1 if excess > 0 else 1)
+            self.curve(min(max(guess * beyond, guess / 2, self.floor), guess * 2, self.ceiling))
         while None in self.bracket():
             low, high = self.bracket()
             nearest = min(self.ceiling, (low or guess) * step) if high is None else max(self.floor, high / step)
