@@ -98,6 +98,11 @@ class Frame:
         return int(self.codes.shape[1])
 
 
+def public_size(public: Public) -> int:
+    """Bytes of public text in a frame."""
+    return len(_public_bytes(public))
+
+
 def packed_bytes(codes: int, bits: int) -> int:
     """Size of so many packed codes of n bits: ceil(codes n / 8)."""
     return -(-codes * bits // 8)

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from del_lightning.errors import ArtifactError, ConfigError
 from del_lightning.privacy.secure import WORD_BITS, SecureSampler
-from del_lightning.wire import Codes
+from del_lightning.wire import Codes, Public
 
 MANIFEST, TOKENIZER, THRESHOLDS, PRIOR = "manifest.json", "tokenizer.json", "thresholds.npy", "prior.npy"
 FORMAT = 1
@@ -159,6 +159,12 @@ class Bundle:
         if max(encoding.ids) >= self.manifest.vocab_size:
             raise ConfigError(f"token ids must be below {self.manifest.vocab_size}, got {max(encoding.ids)}")
         return np.asarray(encoding.ids), [text[start:end] for start, end in encoding.offsets]
+
+    def public_ids(self, public: Public) -> list[int]:
+        """Token ids of public text behind a prompt, as the server reads it."""
+        if isinstance(public, str):
+            return list(self.tokenizer.encode(public, add_special_tokens=False).ids)
+        return list(public)
 
     def release(self, ids: Ids) -> Codes:
         """Draw fresh codes (T, d) for token ids (T,): the one thing that may leave the device."""

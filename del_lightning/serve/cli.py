@@ -11,9 +11,9 @@ from pathlib import Path
 
 from del_lightning.errors import DelError
 from del_lightning.serve.bundle import Bundle
-from del_lightning.serve.client import Client, Preview, open_ledger
+from del_lightning.serve.client import KEY_VARIABLE, Client, Preview, open_ledger
+from del_lightning.serve.wishes import DEFAULT_NEW_TOKENS
 
-KEY = "DEL_LIGHTNING_KEY"
 USER_ERROR, DECLINED, INTERRUPTED = 2, 1, 130
 
 
@@ -42,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--user", default="me", help="whose privacy budget pays (default: %(default)s)")
     ask.add_argument("--ledger", type=Path, help="file of the privacy budget (default: in the user's data folder)")
     ask.add_argument("--budget", type=float, metavar="EPSILON", help="privacy budget (default: the bundle's)")
-    ask.add_argument("--max-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
+    limit = f"longest answer (default: {DEFAULT_NEW_TOKENS}, or the server's limit if that is lower)"
+    ask.add_argument("--max-tokens", type=int, help=limit)
     ask.add_argument(
         "--temperature", type=float, default=0.7, help="0 takes the likeliest token (default: %(default)s)"
     )
@@ -59,7 +60,7 @@ def _ask(arguments: argparse.Namespace) -> int:
     with Client(
         bundle,
         arguments.url,
-        key=os.environ.get(KEY),
+        key=os.environ.get(KEY_VARIABLE),
         user=arguments.user,
         ledger=open_ledger(bundle.manifest, arguments.ledger, arguments.budget),
         entropy_coding=arguments.entropy_coding,

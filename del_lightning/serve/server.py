@@ -40,14 +40,13 @@ from del_lightning.serve.base import Request as EngineRequest
 from del_lightning.serve.exports import Export, MismatchError, find_export
 from del_lightning.serve.metrics import Metrics
 from del_lightning.serve.sampling import Sampling
+from del_lightning.serve.wishes import DEFAULT_NEW_TOKENS, LEAST_TEMPERATURE, MOST_TEMPERATURE, SEEDS
 from del_lightning.wire import Limits, decode_frame
 
 WEB = Path(__file__).parent / "web"
-DEFAULT_NEW_TOKENS = 200
 GONE = 499
 """Status, in logs and metrics only, of a request whose client left before the first token."""
 
-_LEAST_TEMPERATURE = 0.001
 _RETRY_SECONDS = (1, 60)
 _SAFE_PAGE = {"Content-Security-Policy": "default-src 'self'", "X-Content-Type-Options": "nosniff"}
 
@@ -73,16 +72,16 @@ class Wishes(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(0.7, ge=0, le=100, allow_inf_nan=False)
+    temperature: float = Field(0.7, ge=0, le=MOST_TEMPERATURE, allow_inf_nan=False)
     top_p: float = Field(0.9, gt=0, le=1)
-    seed: int = Field(default_factory=lambda: secrets.randbits(63), ge=0, lt=1 << 63)
+    seed: int = Field(default_factory=lambda: secrets.randbits(63), ge=0, lt=SEEDS)
 
     @field_validator("temperature")
     @classmethod
     def _divides_logits(cls, value: float) -> float:
         """Logits are divided by it: a tiny one would make infinities."""
-        if 0 < value < _LEAST_TEMPERATURE:
-            raise ValueError(f"must be 0 or at least {_LEAST_TEMPERATURE:g}")
+        if 0 < value < LEAST_TEMPERATURE:
+            raise ValueError(f"must be 0 or at least {LEAST_TEMPERATURE:g}")
         return value
 
 
@@ -136,11 +135,16 @@ class Service:
             "version": __version__,
             "engine": self.engine.name,
             "model": {"name": manifest.model_name, "fingerprint": manifest.model},
-            "settings": [{name: getattr(export.manifest, name) for name in shown} for export in self.exports.values()],
+            "settings": [
+                {name: getattr(export.manifest, name) for name in shown}
+                | {"virtual_tokens": export.soft_prompt.virtual_tokens}
+                for export in self.exports.values()
+            ],
             "limits": {
                 "prompt_tokens": self.config.max_prompt_tokens,
                 "new_tokens": self.config.max_new_tokens,
                 "context": self.config.max_context,
+                "public_bytes": self.config.max_public_bytes,
                 "frame_bytes": self._largest,
                 "requests_per_minute": self.config.requests_per_minute,
             },

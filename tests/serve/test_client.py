@@ -15,10 +15,15 @@ from del_lightning.errors import BudgetError, ConfigError, RemoteError
 from del_lightning.privacy import BudgetLedger
 from del_lightning.serve import cli
 from del_lightning.serve.client import Client, Piece, read_events, read_pieces
-from tests.serve.factory import ANSWER, OK, Script, event, make_bundle, refusal, scripted_server
+from tests.serve.factory import ANSWER, INFO, OK, Script, event, make_bundle, refusal, scripted_server
 
+STRANGER = "must answer /v1/info as a DEL-Lightning server does"
 ROOT = Path(__file__).parents[2]
 TEXT = "the cat sat on a mat"
+
+
+def limited(**limits: int) -> dict[str, Any]:
+    return INFO | {"limits": INFO["limits"] | limits}
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +112,18 @@ def test_a_release_beyond_the_budget_never_leaves(bundle: Path, server: Script, 
     ("info", "message"),
     [
         (
-            {"settings": [{"setting": "a" * 16}, {"setting": "b" * 16}], "limits": {"prompt_tokens": 9}},
-            r"it has a+, b+",
+            INFO | {"settings": [{"setting": 16 * x, "virtual_tokens": 5} for x in "ab"]},
+            r"it has a{16}, b{16}",
         ),
-        ({"settings": [{"setting": "8899aabbccddeeff"}], "limits": {"prompt_tokens": 2}}, "must have at most 2 tokens"),
-        ({"settings": 3}, "must answer /v1/info as a DEL-Lightning server does"),
-        ([], "must answer /v1/info as a DEL-Lightning server does"),
+        (limited(prompt_tokens=2), "must have at most 2 private tokens"),
+        (limited(public_bytes=14), r"must have at most 14 bytes of public text for http\S+, got 15"),
+        (limited(new_tokens=6), r"must have at most 6 new tokens \(`max_tokens`\) for http\S+, got 7"),
+        (limited(context=9), "must have at most 9 tokens, soft prompt and `max_tokens` included, for"),
+        (INFO | {"settings": 3}, STRANGER),
+        (INFO | {"settings": ["8899aabbccddeeff"]}, STRANGER),
+        (INFO | {"settings": [{"setting": "8899aabbccddeeff", "virtual_tokens": None}]}, STRANGER),
+        (INFO | {"limits": {"prompt_tokens": 9}}, STRANGER),
+        ([], STRANGER),
     ],
 )
 def test_a_server_that_does_not_fit_costs_nothing(
@@ -120,8 +131,52 @@ def test_a_server_that_does_not_fit_costs_nothing(
 ) -> None:
     server.info = info
     with pytest.raises(RemoteError, match=message):
+        client.ask(TEXT, suffix=" on", max_tokens=7)
+    assert (server.bodies, ledger.spent("me").tokens) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"max_tokens": 0}, "`max_tokens` must be at least 1, got 0"),
+        ({"temperature": -1.0}, "`temperature` must be 0 or between 0.001 and 100, got -1.0"),
+        ({"temperature": 1e-4}, "`temperature` must be 0 or between"),
+        ({"temperature": 101}, "`temperature` must be 0 or between"),
+        ({"temperature": float("nan")}, "`temperature` must be 0 or between"),
+        ({"top_p": 0}, r"`top_p` must be in \(0, 1\], got 0"),
+        ({"top_p": float("nan")}, "`top_p` must be"),
+        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"seed": 1 << 63}, "`seed` must be at least 0"),
+        ({"suffix": (1, 300)}, "`suffix` must hold token ids below 300, got 300"),
+    ],
+)
+def test_an_impossible_wish_costs_nothing(
+    client: Client, server: Script, ledger: BudgetLedger, wish: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        client.ask(TEXT, **wish)
+    assert (server.bodies, ledger.spent("me").tokens) == ([], 0)
+
+
+def test_a_missing_key_costs_nothing(bundle: Path, server: Script, ledger: BudgetLedger) -> None:
+    server.info["key_needed"] = True
+    with Client(bundle, server.url, ledger=ledger) as client, pytest.raises(ConfigError, match="`key` must be an API"):
         client.ask(TEXT)
     assert (server.bodies, ledger.spent("me").tokens) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [({"new_tokens": 500, "context": 1000}, 200), ({"new_tokens": 60}, 60), ({"new_tokens": 60, "context": 30}, None)],
+)
+def test_an_answer_is_as_long_as_it_may_be(
+    client: Client, server: Script, limits: dict[str, int], expected: int | None
+) -> None:
+    server.info = limited(**limits)
+    preview = client.prepare(TEXT)
+    list(client.send(preview))
+    left = 30 - 5 - 3 - preview.tokens
+    assert f"max_tokens={expected or left}&" in server.paths[-1]
 
 
 def test_a_server_that_is_not_there_costs_nothing(bundle: Path, ledger: BudgetLedger) -> None:
@@ -187,7 +242,7 @@ def test_entropy_coding_makes_requests_shorter(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, server: Script, ledger: BudgetLedger
 ) -> None:
     make_bundle(tmp_path / "client", tiny_tokenizer.backend_tokenizer, mu=1.0, bits=8)
-    server.info["limits"]["prompt_tokens"] = 1000
+    server.info = limited(prompt_tokens=1000, context=2000)
     sizes = []
     for coding in (False, True):
         with Client(tmp_path / "client", server.url, ledger=ledger, entropy_coding=coding) as client:
@@ -201,8 +256,7 @@ def test_a_connection_of_ones_own(bundle: Path, ledger: BudgetLedger) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "POST":
             return httpx.Response(200, content=ANSWER)
-        content = {"settings": [{"setting": "8899aabbccddeeff"}], "limits": {"prompt_tokens": 40}}
-        return httpx.Response(200, json=content)
+        return httpx.Response(200, json=INFO)
 
     http = httpx.Client(transport=httpx.MockTransport(answer))
     with Client(bundle, "https://example.org/", ledger=ledger, http=http) as client:

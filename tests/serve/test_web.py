@@ -331,6 +331,34 @@ def test_every_click_draws_anew_and_counts(page: Page, address: str) -> None:
     expect(page.locator("#send")).to_be_disabled()
 
 
+@needs_browser
+@needs_library
+@pytest.mark.slow
+def test_what_the_server_would_refuse_is_not_sent(page: Page, address: str) -> None:
+    info = httpx.get(f"{address}/v1/info").json()
+    info["limits"] |= {"new_tokens": 40, "context": 45}
+    info["key_needed"] = True
+    page.route("**/v1/info", fulfilled(200, "application/json", json.dumps(info).encode()))
+    posts: list[Request] = []
+    page.on("request", lambda request: posts.append(request) if request.method == "POST" else None)
+    page.goto(address)
+    expect(page.locator("#prompt")).to_be_enabled()
+    assert page.locator("#max-tokens").input_value() == "40"
+    page.locator("#prompt").fill(TEXTS[0])
+    expect(page.locator("#error")).to_contain_text("Prompt and answer must have at most 45 tokens together, not ")
+    expect(page.locator("#send")).to_be_disabled()
+    page.locator("#max-tokens").fill("41")
+    assert not page.locator("#max-tokens").evaluate("field => field.validity.valid")
+    page.locator("#max-tokens").fill("5")
+    expect(page.locator("#send")).to_be_enabled()
+    page.locator("#send").click()  # the key is missing
+    assert posts == []
+    page.locator("#key").fill("secret")
+    page.locator("#send").click()
+    expect(page.locator("#answer")).to_have_attribute("data-finished", "true")
+    assert len(posts) == 1
+
+
 def fulfilled(status: int, content_type: str, body: bytes) -> Any:
     def fulfil(route: Route) -> None:
         route.fulfill(status=status, content_type=content_type, body=body)

@@ -11,6 +11,7 @@ const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
 let mechanism; // tables of the bundle
 let tokenizer;
 let limits; // of the server
+let virtualTokens; // of its soft prompt for this bundle
 let shown = 0; // number of the table on screen: older ones stop filling in their guesses
 let sending = false;
 
@@ -32,7 +33,8 @@ async function loadTokenizer() {
 
 async function load() {
   const [manifest, info] = await Promise.all([json("bundle/manifest.json"), json("v1/info")]);
-  if (!info.settings.some(({ setting }) => setting === manifest.setting)) {
+  const served = info.settings.find(({ setting }) => setting === manifest.setting);
+  if (!served) {
     throw new Error(`The server does not serve the setting ${manifest.setting} of its own bundle.`);
   }
   const [library, ...tables] = await Promise.all([
@@ -41,9 +43,13 @@ async function load() {
     bytes("bundle/prior.npy"),
   ]);
   [tokenizer, limits, mechanism] = [library, info.limits, new Mechanism(manifest, ...tables)];
+  virtualTokens = served.virtual_tokens;
+  at("max-tokens").max = limits.new_tokens;
+  at("max-tokens").value = Math.min(at("max-tokens").value, limits.new_tokens);
   at("model").textContent = `${manifest.model_name} · ${manifest.label} · ${manifest.bits} bits × ${manifest.dim} a token`;
   at("statement").textContent = manifest.statement;
   at("key-label").hidden = !info.key_needed;
+  at("key").required = info.key_needed;
   at("prompt").disabled = false;
   at("prompt").focus();
 }
@@ -55,10 +61,12 @@ const piece = (id) => tokenizer.decode([id], { skip_special_tokens: false, clean
 const account = () => `del-lightning tokens sent at ${mechanism.manifest.setting}`;
 const spent = () => Number(localStorage.getItem(account()) ?? 0);
 
-/** Why these tokens cannot be sent, or an empty text. */
+/** Why these tokens cannot be sent, or an empty text; the form itself bounds what else is asked for. */
 function obstacle(ids) {
-  const { budget_tokens: budget } = mechanism.manifest;
+  const { budget_tokens: budget, prefix_ids: prefix } = mechanism.manifest;
+  const whole = virtualTokens + prefix.length + ids.length + Number(at("max-tokens").value);
   if (ids.length > limits.prompt_tokens) return `The server takes at most ${limits.prompt_tokens} tokens.`;
+  if (whole > limits.context) return `Prompt and answer must have at most ${limits.context} tokens together, not ${whole}.`;
   if (spent() + ids.length > budget) return `The privacy budget of ${budget} tokens is used up: ${spent()} were sent.`;
   return "";
 }
@@ -138,10 +146,11 @@ async function* generate(frame) {
 async function send() {
   const text = at("prompt").value;
   const ids = encode(text);
-  if (sending || !ids.length || obstacle(ids)) return;
+  const possible = obstacle(ids);
+  complain(possible);
+  if (sending || !ids.length || possible) return;
   sending = true;
   at("send").disabled = true;
-  complain("");
   at("answer").textContent = "";
   localStorage.setItem(account(), String(spent() + ids.length)); // written down before anything leaves
   const codes = mechanism.release(ids);
@@ -161,11 +170,13 @@ async function send() {
 }
 
 let timer;
-at("prompt").addEventListener("input", () => {
-  clearTimeout(timer);
-  at("send").disabled = true;
-  timer = setTimeout(rehearse, PAUSE);
-});
+for (const id of ["prompt", "max-tokens"]) {
+  at(id).addEventListener("input", () => {
+    clearTimeout(timer);
+    at("send").disabled = true;
+    timer = setTimeout(rehearse, PAUSE);
+  });
+}
 at("form").addEventListener("submit", (event) => {
   event.preventDefault();
   send();
