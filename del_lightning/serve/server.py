@@ -41,7 +41,7 @@ from del_lightning.serve.exports import Export, MismatchError, find_export
 from del_lightning.serve.metrics import Metrics
 from del_lightning.serve.sampling import Sampling
 from del_lightning.serve.wishes import DEFAULT_NEW_TOKENS, LEAST_TEMPERATURE, MOST_TEMPERATURE, SEEDS
-from del_lightning.wire import Limits, decode_frame
+from del_lightning.wire import HEADER_BYTES, Limits, check_whole, decode_frame, read_header
 
 WEB = Path(__file__).parent / "web"
 GONE = 499
@@ -206,17 +206,15 @@ class Service:
 
     async def _body(self, request: Request) -> bytes:
         """The request's body, read no further than a frame can be long."""
-        too_large = Refusal(413, "too_large", f"a frame must have at most {self._largest} bytes")
         declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._largest:
-            raise too_large
+        told = declared.isdecimal() and int(declared) > self._largest
         body = bytearray()
         try:
             async with asyncio.timeout(self.config.body_timeout):
                 async for chunk in request.stream():
                     body += chunk
-                    if len(body) > self._largest:
-                        raise too_large
+                    if len(body) > self._largest or (told and len(body) >= HEADER_BYTES):
+                        raise self._too_large(bytes(body))
         except TimeoutError:
             message = f"the body must arrive within {self.config.body_timeout:g} seconds"
             raise Refusal(408, "timeout", message) from None
@@ -224,11 +222,24 @@ class Service:
             raise Refusal(GONE, "gone", "the client left") from None
         return bytes(body)
 
+    def _too_large(self, start: bytes) -> Refusal:
+        """Why a frame that begins like this is not read to its end."""
+        try:
+            find_export(self.exports, read_header(start))
+        except MismatchError as error:
+            return Refusal(409, "mismatch", str(error))
+        except FrameError:
+            pass
+        return Refusal(413, "too_large", f"a frame must have at most {self._largest} bytes")
+
     def _read(self, body: bytes, wishes: Wishes, entry: _Entry) -> EngineRequest:
         """Decode the frame and check it against what is served."""
         try:
+            header = read_header(body)
+            check_whole(body, header)
+            # Before the limits, which are those of the exports here: a stranger's frame is no bad one.
+            export = find_export(self.exports, header)
             frame = decode_frame(body, self._limits)
-            export = find_export(self.exports, frame)
             prompt = export.prompt(frame)
         except FrameError as error:
             raise Refusal(400, "bad_frame", str(error)) from None

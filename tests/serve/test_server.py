@@ -166,6 +166,20 @@ def test_another_setting_gets_409_with_what_there_is(stand: Stand, url: str) -> 
     assert "`a_plus` of the frame must be" in message
 
 
+def test_wider_codes_of_another_setting_get_409(stand: Stand, url: str) -> None:
+    """Also where the frame is longer than any that is served: a few bytes of it tell whose it is."""
+    wide = np.zeros((3, 9), dtype=np.uint8)
+    long = np.zeros((400, 900), dtype=np.uint8)
+    for codes in (wide, long):
+        body = frame_of(stand, codes, setting="0" * 16)
+        for content in (body, iter([body[:20], body[20:70], body[70:]])):  # told in advance how long it is, and not
+            status, kind, message = refusal(httpx.post(f"{url}/v1/generate", content=content, params=QUERY))
+            assert (status, kind) == (409, "mismatch")
+            assert stand.bundle().manifest.setting in message
+    status, _, message = refusal(post(url, frame_of(stand, wide)))
+    assert (status, message) == (409, "`dim` of the frame must be 4 for its setting, got 9")
+
+
 def test_what_is_too_large_gets_413(stand: Stand, url: str) -> None:
     tokens = refusal(post(url, frame_of(stand, codes_of(stand, 41, 0))))
     assert tokens == (413, "too_large", "a prompt must have at most 40 private tokens, got 41")
