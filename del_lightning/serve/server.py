@@ -4,7 +4,7 @@
                         -> server-sent events: token {"text", "ids"} ..., then done {"tokens", "finish"} or
                            error {"message"}; whatever is wrong before the first token is a status and JSON instead
     GET  /v1/info       fingerprints, mechanisms, limits
-    GET  /health        200, or 503 while it drains or after the engine failed
+    GET  /health        200, or 503 while it drains, after the engine failed, or if what is behind it does not answer
     GET  /metrics       for Prometheus
     GET  /              the web page; /bundle/ the client's files
 
@@ -379,6 +379,8 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/health")
     async def health() -> Response:
         status = service.health()
+        if status == "ok" and not await service.engine.reachable():
+            status = "unreachable"
         return JSONResponse({"status": status}, status_code=200 if status == "ok" else 503)
 
     @app.get("/metrics")
