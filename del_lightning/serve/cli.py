@@ -11,7 +11,7 @@ from pathlib import Path
 
 from del_lightning.errors import DelError
 from del_lightning.serve.bundle import Bundle
-from del_lightning.serve.client import KEY_VARIABLE, Client, Preview, open_ledger
+from del_lightning.serve.client import KEY_VARIABLE, Client, Preview, harmless, open_ledger
 from del_lightning.serve.wishes import DEFAULT_NEW_TOKENS
 
 USER_ERROR, DECLINED, INTERRUPTED = 2, 1, 130
@@ -22,7 +22,7 @@ def main() -> None:
     try:
         sys.exit(_ask(_parser().parse_args()))
     except DelError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(harmless(f"error: {error}"), file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -66,7 +66,7 @@ def _ask(arguments: argparse.Namespace) -> int:
         entropy_coding=arguments.entropy_coding,
     ) as client:
         preview = client.prepare(prompt, suffix=arguments.suffix)
-        print(describe(preview, bundle, prompt), file=sys.stderr)
+        print(harmless(describe(preview, bundle, prompt)), file=sys.stderr)
         if not (arguments.yes or _confirmed()):
             print("Nothing was sent.", file=sys.stderr)
             return DECLINED
@@ -96,11 +96,6 @@ def describe(preview: Preview, bundle: Bundle, prompt: str) -> str:
         "server": f"{manifest.model_name}, {manifest.label}, setting {manifest.setting}",
     }
     return "\n".join(f"{name:8} {value}" for name, value in lines.items())
-
-
-def harmless(text: str) -> str:
-    """Text without control characters: a server must not steer the user's terminal."""
-    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
 
 
 def _confirmed() -> bool:

@@ -260,7 +260,7 @@ class Client:
         except (ValueError, KeyError, TypeError):
             raise self._stranger() from None
         if ours not in settings:
-            raise RemoteError(f"{self.url} must serve the bundle's setting {ours}, it has {', '.join(settings)}")
+            raise RemoteError(f"{self.url} must serve the bundle's setting {ours}, it has {_line(', '.join(settings))}")
         return _Offer(**limits, virtual_tokens=settings[ours], key_needed=key_needed)
 
     def _info(self) -> Any:
@@ -323,7 +323,7 @@ def read_pieces(lines: Iterable[str]) -> Iterator[Piece]:
             if event == "token":
                 yield Piece(str(content["text"]), tuple(map(int, content["ids"])))
             elif event == "error":
-                raise RemoteError(f"the server failed: {content['message']}")
+                raise RemoteError(f"the server failed: {_line(str(content['message']))}")
             elif event == "done":
                 return
         except (ValueError, KeyError, TypeError):
@@ -366,8 +366,18 @@ def _wait_or_raise(response: httpx.Response, deadline: float) -> float:
         message = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = response.text[:200]
-    raise RemoteError(f"the server refused with status {response.status_code}: {' '.join(message.split())}")
+    raise RemoteError(f"the server refused with status {response.status_code}: {_line(message)}")
 
 
 def _reason(error: httpx.HTTPError) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return _line(str(error)) or type(error).__name__
+
+
+def harmless(text: str) -> str:
+    """Text without control characters: a server must not steer the user's terminal."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+
+
+def _line(text: str) -> str:
+    """A server's words inside an error: one harmless line."""
+    return harmless(" ".join(text.split()))

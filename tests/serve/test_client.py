@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from del_lightning.errors import BudgetError, ConfigError, RemoteError
 from del_lightning.privacy import BudgetLedger
 from del_lightning.serve import cli
 from del_lightning.serve.client import Client, Piece, read_events, read_pieces
-from tests.serve.factory import ANSWER, INFO, OK, Script, event, make_bundle, refusal, scripted_server
+from tests.serve.factory import ANSWER, INFO, OK, Reply, Script, event, make_bundle, refusal, scripted_server
 
 STRANGER = "must answer /v1/info as a DEL-Lightning server does"
 ROOT = Path(__file__).parents[2]
@@ -326,6 +328,48 @@ def test_confirmation_on_a_terminal(
         cli.main()
     assert stop.value.code == (0 if sent else cli.DECLINED)
     assert len(server.bodies) == sent
+
+
+STEER = "\x1b[2Jgone\x07\u202e"
+STEERING: dict[str, Reply] = {
+    "refusal": refusal(401, STEER),
+    "html": (500, {}, STEER.encode()),
+    "failure": (200, {}, event("error", message=f"{STEER}\nnext")),
+    "event": (200, {}, f"event: token{STEER}\ndata: {STEER}\n\n".encode()),
+}
+
+
+@pytest.mark.parametrize("case", [*STEERING, "settings", "manifest"])
+def test_what_a_server_says_cannot_steer_the_terminal(
+    client: Client,
+    bundle: Path,
+    server: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+) -> None:
+    if case == "settings":
+        server.info = INFO | {"settings": [{"setting": STEER, "virtual_tokens": 1}]}
+    elif case == "manifest":  # the bundle was downloaded, too
+        shutil.copytree(bundle, tmp_path / "client")
+        bundle = tmp_path / "client"
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        (bundle / "manifest.json").write_text(json.dumps(manifest | {"label": STEER}))
+    else:
+        server.replies = [STEERING[case]]
+    options = ["--bundle", str(bundle), "--url", server.url, "--ledger", str(tmp_path / "l.db"), "--yes"]
+    monkeypatch.setattr(sys, "argv", ["del-lightning-client", "ask", *options, TEXT])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().err
+    assert "gone" in shown
+    assert not any(character in shown for character in STEER if not character.isprintable())
+    assert case == "manifest" or shown.splitlines()[-1].startswith("error: ")
+    if case in STEERING:
+        with pytest.raises(RemoteError) as caught:
+            list(client.ask(TEXT))
+        assert str(caught.value).isprintable()
 
 
 def test_an_answer_cannot_steer_the_terminal() -> None:
