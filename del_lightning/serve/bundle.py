@@ -96,7 +96,7 @@ class Manifest:
         path = Path(folder) / MANIFEST
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ArtifactError(f"{folder} must be a folder that stage=export wrote, found no {MANIFEST}") from None
         except ValueError as error:
             raise ArtifactError(f"{path} must be JSON: {error}") from None

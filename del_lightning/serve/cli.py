@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     ask = parser.add_subparsers(dest="command", required=True).add_parser(
         "ask", help="send a private prompt and print the answer", description=__doc__
     )
-    ask.add_argument("prompt", help="private text; - reads it from standard input")
+    ask.add_argument("prompt", help="private text; - reads it from standard input, without the last line break")
     ask.add_argument("--bundle", type=Path, default=Path(), help="client folder of an export (default: this folder)")
     ask.add_argument("--url", default="http://127.0.0.1:8000", help="server (default: %(default)s)")
     ask.add_argument("--suffix", default="", help="public text behind the prompt")
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ask(arguments: argparse.Namespace) -> int:
     bundle = Bundle(arguments.bundle)
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    prompt = sys.stdin.read().removesuffix("\n") if arguments.prompt == "-" else arguments.prompt
     with Client(
         bundle,
         arguments.url,

@@ -12,6 +12,7 @@ Needs numpy, `tokenizers` and `httpx`; no torch, no language model.
 
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -303,12 +304,19 @@ def open_ledger(manifest: Manifest, path: Path | None = None, epsilon: float | N
         manifest: of the bundle; its delta holds.
         path: SQLite file; None takes ``del-lightning/ledger.db`` in the user's data folder.
         epsilon: budget; None takes the one that the bundle names.
+
+    Raises:
+        ConfigError: the file cannot be opened or is no ledger, or the budget is not positive.
     """
     if path is None:
         root = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
         path = Path(root) / "del-lightning" / "ledger.db"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return BudgetLedger(path, epsilon=manifest.budget_epsilon if epsilon is None else epsilon, delta=manifest.delta)
+    budget = manifest.budget_epsilon if epsilon is None else epsilon
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return BudgetLedger(path, epsilon=budget, delta=manifest.delta)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(f"`ledger` must be a file that SQLite can open, got {str(path)!r}: {error}") from None
 
 
 def read_pieces(lines: Iterable[str]) -> Iterator[Piece]:

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from del_lightning.errors import BudgetError, ConfigError, RemoteError
 from del_lightning.privacy import BudgetLedger
 from del_lightning.serve import cli
+from del_lightning.serve.bundle import Bundle
 from del_lightning.serve.client import Client, Piece, read_events, read_pieces
 from tests.serve.factory import ANSWER, INFO, OK, Reply, Script, event, make_bundle, refusal, scripted_server
 
@@ -328,6 +330,56 @@ def test_confirmation_on_a_terminal(
         cli.main()
     assert stop.value.code == (0 if sent else cli.DECLINED)
     assert len(server.bodies) == sent
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--bundle", "file"], "error: file must be a folder that stage=export wrote, found no manifest.json"),
+        (["--ledger", "folder"], "error: `ledger` must be a file that SQLite can open, got 'folder': unable to open"),
+        (["--ledger", "file"], "error: `ledger` must be a file that SQLite can open, got 'file': file is not a data"),
+        (["--ledger", "file/l.db"], "error: `ledger` must be a file that SQLite can open, got 'file/l.db': "),
+        ([], f"error: http://127.0.0.1:PORT {STRANGER}"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    bundle: Path,
+    server: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wrong: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("this is neither a folder nor a data base" * 100)
+    monkeypatch.chdir(tmp_path)
+    server.info = INFO | {"settings": ["8899aabbccddeeff"]}
+    options = ["--bundle", str(bundle), "--ledger", "l.db", "--yes", *wrong, "--url", server.url]
+    monkeypatch.setattr(sys, "argv", ["del-lightning-client", "ask", *options, TEXT])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == cli.USER_ERROR
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(message.replace("http://127.0.0.1:PORT", server.url))
+
+
+@pytest.mark.parametrize(("given", "prompt"), [("a cat\n", "a cat"), ("a cat", "a cat"), ("a cat\n\n", "a cat\n")])
+def test_the_last_line_break_of_standard_input_is_none_of_the_prompts(
+    bundle: Path,
+    server: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    prompt: str,
+) -> None:
+    options = ["--bundle", str(bundle), "--url", server.url, "--ledger", str(tmp_path / "l.db"), "--yes"]
+    monkeypatch.setattr(sys, "argv", ["del-lightning-client", "ask", *options, "-"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert server.frames[0].tokens == len(Bundle(bundle).encode(prompt)[0])
 
 
 STEER = "\x1b[2Jgone\x07\u202e"
