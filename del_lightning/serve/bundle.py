@@ -171,7 +171,9 @@ class Bundle:
         return self.sampler.draw(self.thresholds[ids])
 
     def invert(self, codes: Codes) -> Ids:
-        """What the strongest attacker makes of codes (T, d): each token's likeliest id (T,), given public frequencies.
+        """The best attack on single tokens: the likeliest id of each (T,), from codes (T, d) and public frequencies.
+
+        An attacker who also uses the context, through a language model's prior, reads more.
 
         ln Pr(t | K) = sum_j (K_j - m/2) ln(p_j / q_j) + (m/2) sum_j ln(p_j q_j) + ln prior(t), up to a constant.
         """

@@ -14,6 +14,7 @@ from del_lightning.serve.bundle import Bundle
 from del_lightning.serve.client import KEY_VARIABLE, Client, Preview, harmless, open_ledger
 from del_lightning.serve.wishes import DEFAULT_NEW_TOKENS
 
+CONTEXT = "An attacker who also uses the context reads more (on PTB at mu 20, 27% of the tokens against 19%)."
 USER_ERROR, DECLINED, INTERRUPTED = 2, 1, 130
 
 
@@ -91,8 +92,9 @@ def describe(preview: Preview, bundle: Bundle, prompt: str) -> str:
         "request": f"{preview.frame_bytes} bytes (the text itself has {len(prompt.encode())})",
         "privacy": f"this request epsilon {preview.epsilon:.4g}; {total.tokens} tokens in total epsilon "
         f"{total.epsilon:.4g} of {preview.budget:.4g}; delta {total.delta:g}",
-        "attack": f"the strongest attacker names {preview.recovered} of {preview.tokens} tokens in a rehearsal: "
-        f"{bundle.text(preview.guesses)!r}",
+        "attack": f"the best attack on single tokens, given word frequencies, names {preview.recovered} of "
+        f"{preview.tokens} tokens in a rehearsal: {bundle.text(preview.guesses)!r}",
+        "": CONTEXT,
         "server": f"{manifest.model_name}, {manifest.label}, setting {manifest.setting}",
     }
     return "\n".join(f"{name:8} {value}" for name, value in lines.items())

@@ -56,7 +56,8 @@ class Preview:
         epsilon: of this request alone, all its tokens together, at ``total.delta``.
         total: the user's balance after it.
         budget: the epsilon that ``total`` must not pass.
-        guesses: what the strongest attacker names, a token each, in a rehearsal of this request.
+        guesses: what the best attack on single tokens, given word frequencies, names in a rehearsal of this request, a
+            token each; an attacker who also uses the context reads more (docs/serving.md).
         recovered: how many of the guesses are right.
     """
 

@@ -290,6 +290,9 @@ def test_command_line_needs_no_heavy_package(bundle: Path, server: Script, tmp_p
     assert shown["request"].startswith(f"{len(server.bodies[0])} bytes")
     assert f"{frame.tokens} tokens in total epsilon" in shown["privacy"]
     assert f"of {frame.tokens} tokens in a rehearsal" in shown["attack"]
+    assert "the best attack on single tokens" in shown["attack"]
+    assert cli.CONTEXT in done.stderr
+    assert "strongest" not in done.stderr
     assert server.keys == ["Bearer secret"]
     assert (tmp_path / "del-lightning" / "ledger.db").exists()
 

@@ -273,6 +273,8 @@ def test_a_private_completion(page: Page, trouble: list[str], address: str, stan
     write(page, TEXTS[0])
     bundle = stand.bundle()
     ids, pieces = bundle.encode(TEXTS[0])
+    assert "strongest" not in page.content()
+    assert "who also uses the context reads more" in " ".join(page.content().split())
     rehearsal = table(page)
     assert [row[0] for row in rehearsal] == pieces
     assert f"{len(ids)} tokens" in page.locator("#summary").inner_text()

@@ -98,7 +98,7 @@ async function show(ids, codes) {
     recovered += guess === ids[i];
     rows[i].cells[2].textContent = piece(guess);
     rows[i].cells[2].className = guess === ids[i] ? "right" : "wrong";
-    at("phase").dataset.recovered = `The attacker names ${recovered} of ${i + 1} tokens.`;
+    at("phase").dataset.recovered = `This attack names ${recovered} of ${i + 1} tokens.`;
     at("phase").textContent = `${at("phase").dataset.what} ${at("phase").dataset.recovered}`;
   }
   at("phase").dataset.finished = String(table);
