@@ -689,7 +689,8 @@ class ServeConfig:
     tls_key: str | None = None
     """Private key (PEM) of `tls_cert`."""
     keys_file: str | None = None
-    """Text file with API keys, one a line; without it everyone may ask, which is allowed on a loopback address only."""
+    """Text file with API keys, one a line and its limits behind it (docs/serving.md);
+    without it everyone may ask, which is allowed on a loopback address only."""
     requests_per_minute: int = 60
     """Requests that one key may make, on average and at once; 0 sets no limit."""
     rows: int = 16

@@ -269,7 +269,9 @@ class Client:
         """The JSON of ``/v1/info``."""
         try:
             response = self._http.get(f"{self.url}/v1/info", headers=self._headers)
-            return response.raise_for_status().json()
+            if response.is_error:
+                raise RemoteError(_refused(response))
+            return response.json()
         except httpx.InvalidURL as error:
             raise ConfigError(f"`url` must be the address of a server, got {self.url!r}: {error}") from None
         except httpx.HTTPError as error:
@@ -371,11 +373,15 @@ def _wait_or_raise(response: httpx.Response, deadline: float) -> float:
         wait = 1.0
     if response.status_code in _BUSY and time.monotonic() + wait < deadline:
         return wait
+    raise RemoteError(_refused(response))
+
+
+def _refused(response: httpx.Response) -> str:
     try:
         message = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = response.text[:200]
-    raise RemoteError(f"the server refused with status {response.status_code}: {_line(message)}")
+    return f"the server refused with status {response.status_code}: {_line(message)}"
 
 
 def _reason(error: httpx.HTTPError) -> str:

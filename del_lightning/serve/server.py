@@ -17,7 +17,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ from starlette.types import Receive, Scope, Send
 from del_lightning import __version__
 from del_lightning.config import ServeConfig
 from del_lightning.errors import FrameError
-from del_lightning.serve.access import Keys, RateLimit
+from del_lightning.serve.access import KeyLimits, Keys, RateLimit
 from del_lightning.serve.base import BusyError, Delta, Engine, Event, Failed, Finished, Generation
 from del_lightning.serve.base import Request as EngineRequest
 from del_lightning.serve.exports import Export, MismatchError, find_export
@@ -106,7 +106,7 @@ class Service:
         config: Limits.
         exports: What can be served, by the fingerprint of its setting.
         engine: Runs requests.
-        keys: API keys; without any, everyone may ask.
+        keys: API keys and their limits; without any, everyone may ask.
 
     Attributes:
         draining: Set once: new requests are refused, those accepted are finished.
@@ -114,11 +114,15 @@ class Service:
     """
 
     def __init__(
-        self, config: ServeConfig, exports: Mapping[str, Export], engine: Engine, keys: Iterable[str] = ()
+        self,
+        config: ServeConfig,
+        exports: Mapping[str, Export],
+        engine: Engine,
+        keys: Mapping[str, KeyLimits] | None = None,
     ) -> None:
         self.config, self.exports, self.engine = config, exports, engine
-        self.keys = Keys(keys)
-        self.rate = RateLimit(config.requests_per_minute)
+        self.keys = Keys(keys or {})
+        self.rate = RateLimit()
         self.metrics = Metrics(lambda: engine.load)
         self.draining, self.open = False, 0
         self._mean_seconds = 1.0
@@ -127,8 +131,8 @@ class Service:
         # More tokens than may come are still read, to be refused as too many; their number is bounded by the bytes.
         self._limits = Limits(8 * self._largest, dim, config.max_public_bytes)
 
-    def info(self) -> dict[str, Any]:
-        """What ``/v1/info`` tells."""
+    def info(self, name: str) -> dict[str, Any]:
+        """What ``/v1/info`` tells; ``name`` is that of the key whose limits are told."""
         shown = ("setting", "label", "bits", "dim", "mu", "a_plus", "amplitude", "prefix", "statement")
         manifest = next(iter(self.exports.values())).manifest
         return {
@@ -141,15 +145,35 @@ class Service:
                 for export in self.exports.values()
             ],
             "limits": {
-                "prompt_tokens": self.config.max_prompt_tokens,
+                "prompt_tokens": self._prompt_tokens(name),
                 "new_tokens": self.config.max_new_tokens,
                 "context": self.config.max_context,
                 "public_bytes": self.config.max_public_bytes,
                 "frame_bytes": self._largest,
-                "requests_per_minute": self.config.requests_per_minute,
+                "requests_per_minute": self._requests_per_minute(name),
             },
             "key_needed": self.keys.needed,
         }
+
+    def _prompt_tokens(self, name: str) -> int:
+        own = self.keys.limits(name).max_prompt_tokens
+        return self.config.max_prompt_tokens if own is None else min(own, self.config.max_prompt_tokens)
+
+    def _requests_per_minute(self, name: str) -> int:
+        own = self.keys.limits(name).requests_per_minute
+        return self.config.requests_per_minute if own is None else own
+
+    def key_name(self, authorization: str | None) -> str:
+        """Name of the key that a request shows.
+
+        Raises:
+            Refusal: There is none, or it is not valid.
+        """
+        name = self.keys.name(authorization)
+        if name is None:
+            message = "the Authorization header must be `Bearer` and a valid API key"
+            raise Refusal(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
+        return name
 
     def health(self) -> str:
         """One of ok, draining, failed."""
@@ -178,10 +202,10 @@ class Service:
 
     async def _begin(self, request: Request, wishes: Wishes, entry: _Entry) -> tuple[Event, Generation]:
         """Check a request, hand it to the engine and wait for its first event."""
-        self._admit(request, entry)
+        name = self._admit(request, entry)
         body = await self._body(request)
         entry.facts["frame_bytes"] = len(body)
-        generation = self._submit(self._read(body, wishes, entry))
+        generation = self._submit(self._read(body, wishes, entry, name))
         try:
             first = await self._first(request, generation, entry)
         except BaseException:  # whoever it is that no longer waits, the row must become free
@@ -191,18 +215,15 @@ class Service:
         self.metrics.first_token.observe(entry.seconds)
         return first, generation
 
-    def _admit(self, request: Request, entry: _Entry) -> None:
-        """Whether this key may ask at all, and now."""
+    def _admit(self, request: Request, entry: _Entry) -> str:
+        """Whether this key may ask at all, and now; returns its name."""
         if (health := self.health()) != "ok":
             raise Refusal(503, "unavailable", f"the server is not available: {health}", {"Retry-After": "5"})
-        name = self.keys.name(request.headers.get("authorization"))
-        if name is None:
-            message = "the Authorization header must be `Bearer` and a valid API key"
-            raise Refusal(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
-        entry.facts["key"] = name
-        if wait := self.rate.wait(name):
-            message = f"at most {self.config.requests_per_minute} requests a minute are allowed for this key"
+        entry.facts["key"] = name = self.key_name(request.headers.get("authorization"))
+        if wait := self.rate.wait(name, self._requests_per_minute(name)):
+            message = f"at most {self._requests_per_minute(name)} requests a minute are allowed for this key"
             raise Refusal(429, "rate_limit", message, {"Retry-After": str(wait)})
+        return name
 
     async def _body(self, request: Request) -> bytes:
         """The request's body, read no further than a frame can be long."""
@@ -232,8 +253,8 @@ class Service:
             pass
         return Refusal(413, "too_large", f"a frame must have at most {self._largest} bytes")
 
-    def _read(self, body: bytes, wishes: Wishes, entry: _Entry) -> EngineRequest:
-        """Decode the frame and check it against what is served."""
+    def _read(self, body: bytes, wishes: Wishes, entry: _Entry, name: str) -> EngineRequest:
+        """Decode the frame and check it against what is served, to this key."""
         try:
             header = read_header(body)
             check_whole(body, header)
@@ -247,17 +268,17 @@ class Service:
             raise Refusal(409, "mismatch", str(error)) from None
         new = wishes.max_tokens or min(DEFAULT_NEW_TOKENS, self.config.max_new_tokens)
         entry.facts |= {"setting": frame.setting, "private_tokens": frame.tokens, "max_tokens": new}
-        self._check_sizes(frame.tokens, export.soft_prompt.virtual_tokens + len(prompt), new)
+        self._check_sizes(frame.tokens, self._prompt_tokens(name), export.soft_prompt.virtual_tokens + len(prompt), new)
         self.metrics.private_tokens.inc(frame.tokens)
         self.metrics.frame_bytes.inc(len(body))
         return EngineRequest(prompt, export, Sampling(new, wishes.temperature, wishes.top_p, wishes.seed))
 
-    def _check_sizes(self, private: int, context: int, new: int) -> None:
+    def _check_sizes(self, private: int, most: int, context: int, new: int) -> None:
         config = self.config
         if new > config.max_new_tokens:
             raise Refusal(400, "bad_request", f"`max_tokens` must be at most {config.max_new_tokens}, got {new}")
-        if private > config.max_prompt_tokens:
-            message = f"a prompt must have at most {config.max_prompt_tokens} private tokens, got {private}"
+        if private > most:
+            message = f"a prompt must have at most {most} private tokens, got {private}"
             raise Refusal(413, "too_large", message)
         if context + new > config.max_context:
             message = f"prompt and max_tokens must together be at most {config.max_context} tokens, got {context + new}"
@@ -373,8 +394,12 @@ def create_app(service: Service) -> FastAPI:
         return await service.generate(request, wishes)
 
     @app.get("/v1/info")
-    async def info() -> dict[str, Any]:
-        return service.info()
+    async def info(request: Request) -> Response:
+        shown = request.headers.get("authorization")
+        try:
+            return JSONResponse(service.info("anyone" if shown is None else service.key_name(shown)))
+        except Refusal as refusal:
+            return refusal.response()
 
     @app.get("/health")
     async def health() -> Response:

@@ -20,7 +20,7 @@ from del_lightning.artifacts import PARTIAL, read_result
 from del_lightning.config import Config, ServeConfig
 from del_lightning.errors import ConfigError
 from del_lightning.llm import FrozenLLM, check_llm, load_llm
-from del_lightning.serve.access import read_keys
+from del_lightning.serve.access import KeyLimits, read_keys
 from del_lightning.serve.base import Engine
 from del_lightning.serve.bundle import Manifest
 from del_lightning.serve.engine import TransformersEngine
@@ -121,9 +121,9 @@ def _rank(manifest: Manifest) -> tuple[float, int, int, str, str]:
     return manifest.mu, manifest.bits, manifest.dim, manifest.label, manifest.setting
 
 
-def keys(config: Config) -> list[str]:
-    """API keys; empty if everyone may ask."""
-    return [] if config.serve.keys_file is None else read_keys(config.serve.keys_file)
+def keys(config: Config) -> dict[str, KeyLimits]:
+    """API keys and their limits; empty if everyone may ask."""
+    return {} if config.serve.keys_file is None else read_keys(config.serve.keys_file)
 
 
 def _check_address(serve: ServeConfig) -> None:

@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, e
 from transformers import PreTrainedTokenizerFast
 
 from del_lightning.privacy import SecureSampler, secure
+from del_lightning.serve.access import KeyLimits
 from del_lightning.serve.bundle import Bundle
 from del_lightning.serve.client import read_pieces
 from del_lightning.wire import Frame, decode_frame, encode_frame, pack
@@ -359,6 +360,32 @@ def test_what_the_server_would_refuse_is_not_sent(page: Page, address: str) -> N
     page.locator("#send").click()
     expect(page.locator("#answer")).to_have_attribute("data-finished", "true")
     assert len(posts) == 1
+
+
+@needs_browser
+@needs_library
+@pytest.mark.slow
+def test_a_key_with_limits_of_its_own(page: Page, stand: Stand) -> None:
+    keys = {"small": KeyLimits(max_prompt_tokens=2), "large": KeyLimits()}
+    with serving(make_service(stand, keys=keys)) as (url, _):
+        page.goto(url)
+        write(page, TEXTS[0])
+        for key, message in (("wrong", "does not accept this key"), ("small", "takes at most 2 tokens")):
+            page.locator("#key").fill(key)
+            page.locator("#prompt").fill(TEXTS[0])
+            expect(page.locator("#send")).to_be_enabled()
+            page.locator("#send").click()
+            expect(page.locator("#error")).to_contain_text(message)
+            assert page.evaluate("localStorage.length") == 0
+        second = page.context.new_page()
+        second.goto(url)
+        write(second, TEXTS[0])
+        second.locator("#key").fill("large")
+        second.locator("#send").click()
+        expect(second.locator("#answer")).to_have_attribute("data-finished", "true")
+        expect(second.locator("#error")).to_be_hidden()
+        page.goto("about:blank")
+        second.close()
 
 
 def fulfilled(status: int, content_type: str, body: bytes) -> Any:

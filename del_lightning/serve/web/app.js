@@ -15,13 +15,14 @@ let virtualTokens; // of its soft prompt for this bundle
 let shown = 0; // number of the table on screen: older ones stop filling in their guesses
 let sending = false;
 
-async function fetched(path) {
-  const response = await fetch(path);
+async function fetched(path, headers = {}) {
+  const response = await fetch(path, { headers });
+  if (response.status === 401) throw new Error("The server does not accept this key.");
   if (!response.ok) throw new Error(`${path} cannot be loaded (status ${response.status})`);
   return response;
 }
 
-const json = async (path) => (await fetched(path)).json();
+const json = async (path, headers) => (await fetched(path, headers)).json();
 const bytes = async (path) => (await fetched(path)).arrayBuffer();
 
 async function loadTokenizer() {
@@ -124,11 +125,12 @@ function rehearse() {
   show(ids, codes);
 }
 
+const keyHeader = () => (at("key").value ? { Authorization: `Bearer ${at("key").value}` } : {});
+
 /** The answer's pieces; an error of any kind is thrown with a message for the user. */
 async function* generate(frame) {
   const query = new URLSearchParams({ max_tokens: at("max-tokens").value, temperature: at("temperature").value });
-  const headers = { "Content-Type": "application/octet-stream" };
-  if (at("key").value) headers.Authorization = `Bearer ${at("key").value}`;
+  const headers = { "Content-Type": "application/octet-stream", ...keyHeader() };
   const response = await fetch(`v1/generate?${query}`, { method: "POST", headers, body: frame });
   if (!response.ok) {
     const answer = await response.json().catch(() => null);
@@ -146,19 +148,21 @@ async function* generate(frame) {
 async function send() {
   const text = at("prompt").value;
   const ids = encode(text);
-  const possible = obstacle(ids);
-  complain(possible);
-  if (sending || !ids.length || possible) return;
+  if (sending || !ids.length) return;
   sending = true;
   at("send").disabled = true;
+  complain("");
   at("answer").textContent = "";
-  localStorage.setItem(account(), String(spent() + ids.length)); // written down before anything leaves
-  const codes = mechanism.release(ids);
-  const frame = encodeFrame(mechanism.manifest, codes);
-  at("phase").dataset.what = "Sent: these codes have left the device.";
-  summarize(text, ids, frame);
-  show(ids, codes);
   try {
+    if (at("key").value) ({ limits } = await json("v1/info", keyHeader())); // a key may have limits of its own
+    const possible = obstacle(ids);
+    if (possible) throw new Error(possible);
+    localStorage.setItem(account(), String(spent() + ids.length)); // written down before anything leaves
+    const codes = mechanism.release(ids);
+    const frame = encodeFrame(mechanism.manifest, codes);
+    at("phase").dataset.what = "Sent: these codes have left the device.";
+    summarize(text, ids, frame);
+    show(ids, codes);
     for await (const part of generate(frame)) at("answer").textContent += part;
   } catch (error) {
     complain(error instanceof TypeError ? "The connection to the server broke off." : error.message);
