@@ -11,7 +11,8 @@ would the offline model, forced along this stream, have drawn the same tokens wi
 requests that were mixed up would differ nearly everywhere. At the end the server is killed in the middle of sixteen
 streams, and started again.
 
-Size. Bytes a private token: codes, embeddings, text.
+Size. Bytes a private token, with the public prefix counted in every form: codes of real embeddings at two mu (packed
+they take the same, entropy coding gains more at a smaller mu), embeddings, text.
 
     python benchmarks/serving.py                  about 25 minutes on two cores
     python benchmarks/serving.py --minutes 0.5    a short load test
@@ -393,12 +394,20 @@ def worker(kind: str, job: Mapping[str, Any]) -> list[str]:
     return [sys.executable, __file__, "--worker", json.dumps({**job, "kind": kind})]
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """50th and 95th percentile."""
+def percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    """50th and 95th percentile; None of nothing."""
+    if not values:
+        return {"p50": None, "p95": None}
     if len(values) < 2:
         return {"p50": values[0], "p95": values[0]}
     cuts = quantiles(values, n=20, method="inclusive")
     return {"p50": cuts[9], "p95": cuts[18]}
+
+
+def first_tokens(answers: Sequence[Answer]) -> dict[str, float | None]:
+    """Seconds to the first token of the answers that have one, and how many have none."""
+    waited = [answer.first for answer in answers if answer.first is not None]
+    return {**percentiles(waited), "without": len(answers) - len(waited)}
 
 
 def prepared(folder: Path, **job: Any) -> list[Job]:
@@ -468,7 +477,7 @@ def row(case: Case, speeds: list[float], plain: list[float], answers: Sequence[A
     return {
         "tokens_per_second": spread(speeds),
         "ratio": spread(mine / other for mine, other in zip(speeds, plain, strict=True)),
-        "first_token_seconds": percentiles([answer.first or 0.0 for answer in answers]),
+        "first_token_seconds": first_tokens(answers),
         "seconds_a_token": percentiles([answer.seconds / case.new_tokens for answer in answers]),
     }
 
@@ -509,7 +518,7 @@ def run_load(load: Load) -> dict[str, Any]:
         "seconds": seconds,
         "requests": len(answers),
         "tokens_per_second": sum(len(answer.ids) for _, answer in answers) / seconds,
-        "first_token_seconds": percentiles([answer.first or 0.0 for _, answer in answers]),
+        "first_token_seconds": first_tokens([answer for _, answer in answers]),
         "request_seconds": percentiles([answer.seconds for _, answer in answers]),
         "different_streams": len({tuple(job.expected) for job in jobs}),
         **checked,
@@ -571,38 +580,55 @@ def check(folder: Path, load: Load, answers: Sequence[tuple[Job, Answer]]) -> di
 # --- size ----------------------------------------------------------------------------------------------------------
 
 
-def run_sizes(model: str = "smollm2-135m-instruct", tokens: int = 64, mu: float = 2.0) -> dict[str, Any]:
-    """Bytes of a prompt of so many tokens of the corpus, in every form."""
-    import numpy as np
+def run_sizes(
+    model: str = "smollm2-135m-instruct", tokens: int = 64, mus: Sequence[float] = (2.0, 20.0)
+) -> dict[str, Any]:
+    """Bytes of a prompt of so many tokens of the corpus, in every form.
 
-    from del_lightning.codec import default_dim
-    from del_lightning.config import ModelConfig
+    The codes are those of the model's own embeddings behind the PCA codec. Every form holds the public prefix as well:
+    as text in front of text, else as token ids (of 2 bytes beside ids, of 4 bytes in a frame and beside embeddings).
+    """
     from del_lightning.data import load_corpus
-    from del_lightning.llm import load_llm
-    from del_lightning.privacy import SecureSampler
-    from del_lightning.wire import HEADER_BYTES, Frame, encode_frame
+    from del_lightning.stages import codec as codec_stage
+    from del_lightning.stages.workspace import Workspace
+    from del_lightning.wire import HEADER_BYTES
 
-    llm = load_llm(ModelConfig(name=model))
-    text = " ".join(load_corpus("lee").documents("test")[:5])
-    ids = llm.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]
-    dim = default_dim(llm.hidden_size)
-    forms: dict[str, float] = {
-        "text (UTF-8)": len(llm.tokenizer.decode(ids).encode()),
-        "token ids (16 bits)": 2 * tokens,
-        "embeddings, fp32": 4 * llm.hidden_size * tokens,
-        "embeddings, fp16": 2 * llm.hidden_size * tokens,
+    with tempfile.TemporaryDirectory() as folder:
+        ws = Workspace(config(Path(folder), model, "float32", virtual_tokens=1))
+        codec, prefix = codec_stage.load(ws), tuple(ws.data.prefix_ids)
+        text = " ".join(load_corpus("lee").documents("test")[:5])
+        ids = ws.llm.tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]
+        values = codec.encode(ws.embedding_table[ids]).detach().cpu().double().numpy()
+        words = ws.config.data.prefix + ws.llm.tokenizer.decode(ids)
+    width, dim, bound = ws.llm.hidden_size, codec.dim, float(codec.bound)
+    forms: dict[str, tuple[float | None, int]] = {
+        "text (UTF-8)": (None, len(words.encode())),
+        "token ids (16 bits)": (None, 2 * (len(prefix) + tokens)),
+        "embeddings, fp32": (None, 4 * len(prefix) + 4 * width * tokens),
+        "embeddings, fp16": (None, 4 * len(prefix) + 2 * width * tokens),
     }
-    for bits in (1, 2, 4, 8):
-        sampler = SecureSampler(bits, 1.0, mu, dim)
-        codes = sampler.encode(np.random.default_rng(0).uniform(-1, 1, (tokens, dim)))
-        frame = Frame("0" * 16, "0" * 16, bits, sampler.threshold, codes)
-        forms[f"codes, {bits} bits, packed"] = len(encode_frame(frame))
-        forms[f"codes, {bits} bits, entropy-coded"] = len(encode_frame(frame, entropy_coding=True))
-    fp32 = forms["embeddings, fp32"]
+    for mu in mus:
+        for bits in (1, 2, 4, 8):
+            packed, coded = frame_sizes(values, prefix, bits, bound, mu)
+            forms[f"codes, {bits} bits, packed, mu {mu:g}"] = (mu, packed)
+            forms[f"codes, {bits} bits, entropy-coded, mu {mu:g}"] = (mu, coded)
+    fp32 = forms["embeddings, fp32"][1]
     table = {
-        name: {"bytes": size, "bytes_a_token": size / tokens, "of_fp32": size / fp32} for name, size in forms.items()
+        name: {"mu": mu, "bytes": size, "bytes_a_token": size / tokens, "of_fp32": size / fp32}
+        for name, (mu, size) in forms.items()
     }
-    return {"tokens": tokens, "dim": dim, "hidden_size": llm.hidden_size, "header_bytes": HEADER_BYTES, "forms": table}
+    facts = {"tokens": tokens, "public_prefix_tokens": len(prefix), "dim": dim, "hidden_size": width}
+    return {**facts, "header_bytes": HEADER_BYTES, "forms": table}
+
+
+def frame_sizes(values: Any, prefix: tuple[int, ...], bits: int, bound: float, mu: float) -> tuple[int, int]:
+    """Bytes of a frame with codes of these values (T, d): packed, and entropy-coded."""
+    from del_lightning.privacy import SecureSampler
+    from del_lightning.wire import Frame, encode_frame
+
+    sampler = SecureSampler(bits, bound, mu, values.shape[1])
+    frame = Frame("0" * 16, "0" * 16, bits, sampler.threshold, sampler.encode(values), prefix=prefix)
+    return len(encode_frame(frame)), len(encode_frame(frame, entropy_coding=True))
 
 
 # --- all together --------------------------------------------------------------------------------------------------
@@ -647,7 +673,10 @@ def _speed_table(result: dict[str, Any]) -> "Table":
 def _size_table(sizes: dict[str, Any]) -> "Table":
     from rich.table import Table
 
-    table = Table(title=f"A prompt of {sizes['tokens']} tokens, headers included")
+    title = (
+        f"A prompt of {sizes['tokens']} private tokens; header and {sizes['public_prefix_tokens']} public ones included"
+    )
+    table = Table(title=title)
     for column in ("form", "bytes", "a token", "of fp32 embeddings"):
         table.add_column(column, justify="left" if column == "form" else "right")
     for name, form in sizes["forms"].items():

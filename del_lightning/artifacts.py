@@ -32,6 +32,9 @@ from del_lightning.report.schema import Environment, Estimate, StageResult
 CODE_VERSION = 3
 """Part of every key: raise it when a change of the code changes results."""
 
+PARTIAL = ".partial"
+"""Suffix of the folder of an artefact that is being built."""
+
 SCRATCH = ("*.ckpt", "*.tmp", "seconds.txt")
 """Files that only serve to resume an interrupted build."""
 
@@ -109,7 +112,7 @@ class ArtifactStore:
     def _build(
         self, stage: str, key: str, determined_by: Mapping[str, Any], folder: Path, build: Callable[[Path], Outcome]
     ) -> None:
-        partial = folder.with_suffix(".partial")
+        partial = folder.with_suffix(PARTIAL)
         partial.mkdir(exist_ok=True)
         # The record comes last: where it is, a kill hit what follows here, and the build itself is complete.
         if not (partial / "result.json").exists():

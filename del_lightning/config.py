@@ -8,6 +8,7 @@ an attribute is its help text.
 import math
 import re
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -61,6 +62,16 @@ def _positive(key: str, value: float | None) -> None:
 def _at_least(key: str, value: int | None, low: int) -> None:
     if value is not None:
         _require(value >= low, key, f"at least {low}", value)
+
+
+def _web_address(key: str, value: str) -> None:
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or a host that is none
+        good = False
+    good = good and value.isprintable() and " " not in value
+    _require(good, key, "an http or https address with a host, for instance http://127.0.0.1:8001", value)
 
 
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
@@ -686,7 +697,8 @@ class ServeConfig:
     tls_key: str | None = None
     """Private key (PEM) of `tls_cert`."""
     keys_file: str | None = None
-    """Text file with API keys, one a line; without it everyone may ask, which is allowed on a loopback address only."""
+    """Text file with API keys, one a line and its limits behind it (docs/serving.md);
+    without it everyone may ask, which is allowed on a loopback address only."""
     requests_per_minute: int = 60
     """Requests that one key may make, on average and at once; 0 sets no limit."""
     rows: int = 16
@@ -722,6 +734,7 @@ class ServeConfig:
             _at_least(f"serve.{key}", getattr(self, key), 0)
         for key in ("timeout", "body_timeout", "drain_timeout"):
             _positive(f"serve.{key}", getattr(self, key))
+        _web_address("serve.vllm_url", self.vllm_url)
         _require(0 <= self.port < 1 << 16, "serve.port", "between 0 and 65535", self.port)
         pair = (self.tls_cert is None) == (self.tls_key is None)
         _require(pair, "serve.tls_key", "set together with serve.tls_cert", self.tls_key)

@@ -17,7 +17,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,27 @@ class Frame:
     def dim(self) -> int:
         """Code width d."""
         return int(self.codes.shape[1])
+
+
+class Header(NamedTuple):
+    """What stands in front of a frame, in its order; prefix, suffix and payload are sizes in bytes."""
+
+    flags: int
+    bits: int
+    dim: int
+    model: str
+    setting: str
+    a_plus: int
+    tokens: int
+    prefix: int
+    suffix: int
+    payload: int
+    checksum: int
+
+
+def public_size(public: Public) -> int:
+    """Bytes of public text in a frame."""
+    return len(_public_bytes(public))
 
 
 def packed_bytes(codes: int, bits: int) -> int:
@@ -208,34 +229,55 @@ def decode_frame(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Frame:
         FrameError: truncated, damaged, too large or otherwise no valid frame; the message names the field.
         ConfigError: the frame is entropy-coded and `constriction` is not installed.
     """
+    header = read_header(data)
+    public = header.prefix + header.suffix
+    _expect(header.dim <= limits.dim, "dim", f"between 1 and {limits.dim}", header.dim)
+    _expect(header.tokens <= limits.tokens, "tokens", f"between 1 and {limits.tokens}", header.tokens)
+    _expect(public <= limits.public_bytes, "public text", f"at most {limits.public_bytes} bytes", public)
+    check_whole(data, header)
+    body = memoryview(data)[HEADER_BYTES:]
+    read = _decode if header.flags & _CODED else unpack
+    return Frame(
+        model=header.model,
+        setting=header.setting,
+        bits=header.bits,
+        a_plus=header.a_plus,
+        codes=read(bytes(body[public:]), header.bits, (header.tokens, header.dim)),
+        prefix=_read_public("prefix", bytes(body[: header.prefix]), bool(header.flags & _PREFIX_IDS)),
+        suffix=_read_public("suffix", bytes(body[header.prefix : public]), bool(header.flags & _SUFFIX_IDS)),
+    )
+
+
+def read_header(data: bytes) -> Header:
+    """Read the header of a frame that may come from anyone; what is behind it is not looked at.
+
+    Raises:
+        FrameError: no valid header; the message names the field.
+    """
     _expect(len(data) >= HEADER_BYTES, "frame", f"at least {HEADER_BYTES} bytes", f"{len(data)} bytes")
-    magic, version, flags, bits, zero, dim, zeros, *rest = _HEADER.unpack_from(data)
-    model, setting, a_plus, tokens, prefix, suffix, payload, checksum = rest
+    magic, version, flags, bits, zero, dim, zeros, model, setting, *rest = _HEADER.unpack_from(data)
+    header = Header(flags, bits, dim, model.hex(), setting.hex(), *rest)
     _expect(magic == MAGIC, "magic", repr(MAGIC), repr(magic))
     _expect(version == VERSION, "version", str(VERSION), version)
     _expect(flags < 2 * _SUFFIX_IDS, "flags", f"below {2 * _SUFFIX_IDS}", flags)
     _expect(zero == 0 and zeros == 0, "reserved bytes", "zero", zeros << 8 | zero)
     _expect(1 <= bits <= 8, "bits", "between 1 and 8", bits)
-    _expect(1 <= dim <= limits.dim, "dim", f"between 1 and {limits.dim}", dim)
-    _expect(1 <= tokens <= limits.tokens, "tokens", f"between 1 and {limits.tokens}", tokens)
-    _expect(a_plus > 1 << 31, "a_plus", "above 2^31", a_plus)
-    _expect(
-        prefix + suffix <= limits.public_bytes, "public text", f"at most {limits.public_bytes} bytes", prefix + suffix
-    )
-    whole = HEADER_BYTES + prefix + suffix + payload
+    _expect(dim >= 1, "dim", "at least 1", dim)
+    _expect(header.tokens >= 1, "tokens", "at least 1", header.tokens)
+    _expect(header.a_plus > 1 << 31, "a_plus", "above 2^31", header.a_plus)
+    return header
+
+
+def check_whole(data: bytes, header: Header) -> None:
+    """Compare a frame with the length and the checksum that its header states.
+
+    Raises:
+        FrameError: it is truncated or damaged, or something follows it.
+    """
+    whole = HEADER_BYTES + header.prefix + header.suffix + header.payload
     _expect(len(data) == whole, "frame", f"{whole} bytes, as its header says", f"{len(data)} bytes")
-    body = memoryview(data)[HEADER_BYTES:]
-    _expect(_checksum(data, body) == checksum, "checksum", f"{_checksum(data, body):#010x}", f"{checksum:#010x}")
-    read = _decode if flags & _CODED else unpack
-    return Frame(
-        model=model.hex(),
-        setting=setting.hex(),
-        bits=bits,
-        a_plus=a_plus,
-        codes=read(bytes(body[prefix + suffix :]), bits, (tokens, dim)),
-        prefix=_read_public("prefix", bytes(body[:prefix]), bool(flags & _PREFIX_IDS)),
-        suffix=_read_public("suffix", bytes(body[prefix : prefix + suffix]), bool(flags & _SUFFIX_IDS)),
-    )
+    found = _checksum(data, memoryview(data)[HEADER_BYTES:])
+    _expect(found == header.checksum, "checksum", f"{found:#010x}", f"{header.checksum:#010x}")
 
 
 def encode_batch(frames: list[Frame], *, entropy_coding: bool = False) -> bytes:

@@ -159,7 +159,7 @@ HOSTILE = {
     "`dim` of the frame must be between 1 and 1024, got 65535": at(8, b"\xff\xff"),
     "`a_plus` of the frame must be above 2^31, got 1": at(28, b"\1\0\0\0"),
     "`tokens` of the frame must be between 1 and 8192, got 4294967295": at(32, HUGE),
-    "`tokens` of the frame must be between 1 and 8192, got 0": at(32, bytes(4)),
+    "`tokens` of the frame must be at least 1, got 0": at(32, bytes(4)),
     "`public text` of the frame must be at most 65536 bytes, got 4294967298": at(36, b"\xff\xff\xff\xff\3\0\0\0"),
     "`frame` of the frame must be 4294967350 bytes, as its header says, got 100 bytes": at(44, HUGE),
     "`checksum` of the frame must be": at(48, HUGE, repair=False),

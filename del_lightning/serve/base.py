@@ -103,6 +103,10 @@ class Engine(ABC):
     def healthy(self) -> bool:
         """Whether requests can be served."""
 
+    async def reachable(self) -> bool:
+        """Whether what the engine depends on answers; asked by ``/health`` only."""
+        return self.healthy
+
     @property
     @abstractmethod
     def load(self) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from del_lightning.errors import ArtifactError, ConfigError
 from del_lightning.privacy.secure import WORD_BITS, SecureSampler
-from del_lightning.wire import Codes
+from del_lightning.wire import Codes, Public
 
 MANIFEST, TOKENIZER, THRESHOLDS, PRIOR = "manifest.json", "tokenizer.json", "thresholds.npy", "prior.npy"
 FORMAT = 1
@@ -96,7 +96,7 @@ class Manifest:
         path = Path(folder) / MANIFEST
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ArtifactError(f"{folder} must be a folder that stage=export wrote, found no {MANIFEST}") from None
         except ValueError as error:
             raise ArtifactError(f"{path} must be JSON: {error}") from None
@@ -160,12 +160,20 @@ class Bundle:
             raise ConfigError(f"token ids must be below {self.manifest.vocab_size}, got {max(encoding.ids)}")
         return np.asarray(encoding.ids), [text[start:end] for start, end in encoding.offsets]
 
+    def public_ids(self, public: Public) -> list[int]:
+        """Token ids of public text behind a prompt, as the server reads it."""
+        if isinstance(public, str):
+            return list(self.tokenizer.encode(public, add_special_tokens=False).ids)
+        return list(public)
+
     def release(self, ids: Ids) -> Codes:
         """Draw fresh codes (T, d) for token ids (T,): the one thing that may leave the device."""
         return self.sampler.draw(self.thresholds[ids])
 
     def invert(self, codes: Codes) -> Ids:
-        """What the strongest attacker makes of codes (T, d): each token's likeliest id (T,), given public frequencies.
+        """The best attack on single tokens: the likeliest id of each (T,), from codes (T, d) and public frequencies.
+
+        An attacker who also uses the context, through a language model's prior, reads more.
 
         ln Pr(t | K) = sum_j (K_j - m/2) ln(p_j / q_j) + (m/2) sum_j ln(p_j q_j) + ln prior(t), up to a constant.
         """

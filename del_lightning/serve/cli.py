@@ -11,9 +11,10 @@ from pathlib import Path
 
 from del_lightning.errors import DelError
 from del_lightning.serve.bundle import Bundle
-from del_lightning.serve.client import Client, Preview, open_ledger
+from del_lightning.serve.client import KEY_VARIABLE, Client, Preview, harmless, open_ledger
+from del_lightning.serve.wishes import DEFAULT_NEW_TOKENS
 
-KEY = "DEL_LIGHTNING_KEY"
+CONTEXT = "An attacker who also uses the context reads more (on PTB at mu 20, 27% of the tokens against 19%)."
 USER_ERROR, DECLINED, INTERRUPTED = 2, 1, 130
 
 
@@ -22,7 +23,7 @@ def main() -> None:
     try:
         sys.exit(_ask(_parser().parse_args()))
     except DelError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(harmless(f"error: {error}"), file=sys.stderr)
         sys.exit(USER_ERROR)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -35,14 +36,15 @@ def _parser() -> argparse.ArgumentParser:
     ask = parser.add_subparsers(dest="command", required=True).add_parser(
         "ask", help="send a private prompt and print the answer", description=__doc__
     )
-    ask.add_argument("prompt", help="private text; - reads it from standard input")
+    ask.add_argument("prompt", help="private text; - reads it from standard input, without the last line break")
     ask.add_argument("--bundle", type=Path, default=Path(), help="client folder of an export (default: this folder)")
     ask.add_argument("--url", default="http://127.0.0.1:8000", help="server (default: %(default)s)")
     ask.add_argument("--suffix", default="", help="public text behind the prompt")
     ask.add_argument("--user", default="me", help="whose privacy budget pays (default: %(default)s)")
     ask.add_argument("--ledger", type=Path, help="file of the privacy budget (default: in the user's data folder)")
     ask.add_argument("--budget", type=float, metavar="EPSILON", help="privacy budget (default: the bundle's)")
-    ask.add_argument("--max-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
+    limit = f"longest answer (default: {DEFAULT_NEW_TOKENS}, or the server's limit if that is lower)"
+    ask.add_argument("--max-tokens", type=int, help=limit)
     ask.add_argument(
         "--temperature", type=float, default=0.7, help="0 takes the likeliest token (default: %(default)s)"
     )
@@ -55,17 +57,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ask(arguments: argparse.Namespace) -> int:
     bundle = Bundle(arguments.bundle)
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    prompt = sys.stdin.read().removesuffix("\n") if arguments.prompt == "-" else arguments.prompt
     with Client(
         bundle,
         arguments.url,
-        key=os.environ.get(KEY),
+        key=os.environ.get(KEY_VARIABLE),
         user=arguments.user,
         ledger=open_ledger(bundle.manifest, arguments.ledger, arguments.budget),
         entropy_coding=arguments.entropy_coding,
     ) as client:
         preview = client.prepare(prompt, suffix=arguments.suffix)
-        print(describe(preview, bundle, prompt), file=sys.stderr)
+        print(harmless(describe(preview, bundle, prompt)), file=sys.stderr)
         if not (arguments.yes or _confirmed()):
             print("Nothing was sent.", file=sys.stderr)
             return DECLINED
@@ -90,16 +92,12 @@ def describe(preview: Preview, bundle: Bundle, prompt: str) -> str:
         "request": f"{preview.frame_bytes} bytes (the text itself has {len(prompt.encode())})",
         "privacy": f"this request epsilon {preview.epsilon:.4g}; {total.tokens} tokens in total epsilon "
         f"{total.epsilon:.4g} of {preview.budget:.4g}; delta {total.delta:g}",
-        "attack": f"the strongest attacker names {preview.recovered} of {preview.tokens} tokens in a rehearsal: "
-        f"{bundle.text(preview.guesses)!r}",
+        "attack": f"the best attack on single tokens, given word frequencies, names {preview.recovered} of "
+        f"{preview.tokens} tokens in a rehearsal: {bundle.text(preview.guesses)!r}",
+        "": CONTEXT,
         "server": f"{manifest.model_name}, {manifest.label}, setting {manifest.setting}",
     }
     return "\n".join(f"{name:8} {value}" for name, value in lines.items())
-
-
-def harmless(text: str) -> str:
-    """Text without control characters: a server must not steer the user's terminal."""
-    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
 
 
 def _confirmed() -> bool:

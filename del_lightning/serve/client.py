@@ -12,6 +12,7 @@ Needs numpy, `tokenizers` and `httpx`; no torch, no language model.
 
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,9 +25,13 @@ from del_lightning.errors import ConfigError, RemoteError
 from del_lightning.privacy.accountant import BinomialAccountant
 from del_lightning.privacy.ledger import BudgetLedger, Spent
 from del_lightning.serve.bundle import Bundle, Ids, Manifest
-from del_lightning.wire import Codes, Frame, Public, encode_frame
+from del_lightning.serve.wishes import DEFAULT_NEW_TOKENS, check_wishes
+from del_lightning.wire import Codes, Frame, Public, encode_frame, public_size
 
 _TIMEOUT = httpx.Timeout(10.0, read=300.0, write=60.0)
+KEY_VARIABLE = "DEL_LIGHTNING_KEY"
+"""Environment variable from which the command reads the API key."""
+
 _BUSY = (429, 503)
 """Answers after which the same request may be repeated."""
 
@@ -51,7 +56,8 @@ class Preview:
         epsilon: of this request alone, all its tokens together, at ``total.delta``.
         total: the user's balance after it.
         budget: the epsilon that ``total`` must not pass.
-        guesses: what the strongest attacker names, a token each, in a rehearsal of this request.
+        guesses: what the best attack on single tokens, given word frequencies, names in a rehearsal of this request, a
+            token each; an attacker who also uses the context reads more (docs/serving.md).
         recovered: how many of the guesses are right.
     """
 
@@ -74,6 +80,24 @@ class Preview:
     def affordable(self) -> bool:
         """Whether the budget covers the request."""
         return self.total.epsilon <= self.budget
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What ``/v1/info`` says about this bundle's setting, as far as a request could be refused for it.
+
+    Attributes:
+        public_bytes: most bytes of public text.
+        context: soft prompt, prompt and new tokens together, at most.
+        virtual_tokens: of the soft prompt.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    public_bytes: int
+    context: int
+    virtual_tokens: int
+    key_needed: bool
 
 
 class Client:
@@ -115,7 +139,7 @@ class Client:
         self.ledger = ledger or open_ledger(self.bundle.manifest)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = http or httpx.Client(timeout=_TIMEOUT)
-        self._agreed_tokens: int | None = None
+        self._offer: _Offer | None = None
 
     def __enter__(self) -> "Client":
         return self
@@ -153,7 +177,7 @@ class Client:
         self,
         preview: Preview,
         *,
-        max_tokens: int = 128,
+        max_tokens: int | None = None,
         temperature: float = 0.7,
         top_p: float = 0.9,
         seed: int | None = None,
@@ -162,7 +186,7 @@ class Client:
 
         Args:
             preview: from :meth:`prepare`.
-            max_tokens: longest answer.
+            max_tokens: longest answer; None takes 200, or the server's limit if that is lower.
             temperature: of the server's sampling; 0 takes the likeliest token every time.
             top_p: nucleus of the sampling, in (0, 1].
             seed: of the sampling; None leaves it to the server.
@@ -172,10 +196,12 @@ class Client:
 
         Raises:
             BudgetError: the budget does not cover the release; nothing was sent.
-            RemoteError: the server does not fit the bundle or cannot be reached, and nothing was sent or entered;
-                while the pieces arrive: it refused the request or broke off.
+            ConfigError: a wish is out of range, or a key is missing; nothing was sent or entered.
+            RemoteError: the server does not fit the bundle or the request, or cannot be reached, and nothing was sent
+                or entered; while the pieces arrive: it refused the request or broke off.
         """
-        self._agree(preview.tokens)
+        check_wishes(max_tokens, temperature, top_p, seed)
+        max_tokens = self._agree(preview, max_tokens)
         self.ledger.spend(self.user, self._accountant(preview.tokens))
         body = self._encode(self.bundle.release(preview.ids), preview.suffix)
         wishes: dict[str, float] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
@@ -202,30 +228,59 @@ class Client:
         )
         return encode_frame(frame, entropy_coding=self.entropy_coding)
 
-    def _agree(self, tokens: int) -> None:
-        """Find out, before anything private is drawn, whether the server can serve this bundle and this length."""
-        if self._agreed_tokens is None:
-            info = self._info()
-            ours, theirs = self.bundle.manifest.setting, [one["setting"] for one in info["settings"]]
-            if ours not in theirs:
-                raise RemoteError(f"{self.url} must serve the bundle's setting {ours}, it has {', '.join(theirs)}")
-            self._agreed_tokens = int(info["limits"]["prompt_tokens"])
-        if tokens > self._agreed_tokens:
-            raise RemoteError(f"the prompt must have at most {self._agreed_tokens} tokens for {self.url}, got {tokens}")
+    def _agree(self, preview: Preview, wished: int | None) -> int:
+        """Find out, before anything is paid or drawn, whether the server takes this request; returns max_tokens."""
+        offer = self._offer = self._offer or self._ask_offer()
+        if offer.key_needed and not self._headers:
+            raise ConfigError(f"`key` must be an API key of {self.url} ({KEY_VARIABLE} for the command), got none")
+        vocabulary, suffix = self.bundle.manifest.vocab_size, self.bundle.public_ids(preview.suffix)
+        if max(suffix, default=0) >= vocabulary:
+            raise ConfigError(f"`suffix` must hold token ids below {vocabulary}, got {max(suffix)}")
+        prefix = self.bundle.manifest.prefix_ids
+        public = 4 * len(prefix) + public_size(preview.suffix)
+        context = offer.virtual_tokens + len(prefix) + preview.tokens + len(suffix)
+        default = max(1, min(DEFAULT_NEW_TOKENS, offer.new_tokens, offer.context - context))
+        new = default if wished is None else wished
+        self._at_most("private tokens", preview.tokens, offer.prompt_tokens)
+        self._at_most("bytes of public text", public, offer.public_bytes)
+        self._at_most("new tokens (`max_tokens`)", new, offer.new_tokens)
+        self._at_most("tokens, soft prompt and `max_tokens` included,", context + new, offer.context)
+        return new
 
-    def _info(self) -> Mapping[str, Any]:
+    def _at_most(self, what: str, value: int, limit: int) -> None:
+        if value > limit:
+            raise RemoteError(f"the request must have at most {limit} {what} for {self.url}, got {value}")
+
+    def _ask_offer(self) -> _Offer:
+        """What the server serves, if that fits the bundle."""
+        info, ours = self._info(), self.bundle.manifest.setting
+        try:
+            settings = {str(one["setting"]): int(one["virtual_tokens"]) for one in info["settings"]}
+            names = ("prompt_tokens", "new_tokens", "public_bytes", "context")
+            limits = {name: int(info["limits"][name]) for name in names}
+            key_needed = bool(info["key_needed"])
+        except (ValueError, KeyError, TypeError):
+            raise self._stranger() from None
+        if ours not in settings:
+            raise RemoteError(f"{self.url} must serve the bundle's setting {ours}, it has {_line(', '.join(settings))}")
+        return _Offer(**limits, virtual_tokens=settings[ours], key_needed=key_needed)
+
+    def _info(self) -> Any:
+        """The JSON of ``/v1/info``."""
         try:
             response = self._http.get(f"{self.url}/v1/info", headers=self._headers)
-            content = response.raise_for_status().json()
-            if isinstance(content["settings"], list) and isinstance(content["limits"]["prompt_tokens"], int):
-                return dict(content)
+            if response.is_error:
+                raise RemoteError(_refused(response))
+            return response.json()
         except httpx.InvalidURL as error:
             raise ConfigError(f"`url` must be the address of a server, got {self.url!r}: {error}") from None
         except httpx.HTTPError as error:
             raise RemoteError(f"{self.url} cannot be reached: {_reason(error)}") from None
-        except (ValueError, KeyError, TypeError):
-            pass
-        raise RemoteError(f"{self.url} must answer /v1/info as a DEL-Lightning server does, it did not")
+        except ValueError:
+            raise self._stranger() from None
+
+    def _stranger(self) -> RemoteError:
+        return RemoteError(f"{self.url} must answer /v1/info as a DEL-Lightning server does, it did not")
 
     def _stream(self, body: bytes, wishes: Mapping[str, float]) -> Iterator[Piece]:
         """Post the same bytes until a server that is only busy takes them; then pass its answer on."""
@@ -252,12 +307,19 @@ def open_ledger(manifest: Manifest, path: Path | None = None, epsilon: float | N
         manifest: of the bundle; its delta holds.
         path: SQLite file; None takes ``del-lightning/ledger.db`` in the user's data folder.
         epsilon: budget; None takes the one that the bundle names.
+
+    Raises:
+        ConfigError: the file cannot be opened or is no ledger, or the budget is not positive.
     """
     if path is None:
         root = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
         path = Path(root) / "del-lightning" / "ledger.db"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return BudgetLedger(path, epsilon=manifest.budget_epsilon if epsilon is None else epsilon, delta=manifest.delta)
+    budget = manifest.budget_epsilon if epsilon is None else epsilon
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return BudgetLedger(path, epsilon=budget, delta=manifest.delta)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(f"`ledger` must be a file that SQLite can open, got {str(path)!r}: {error}") from None
 
 
 def read_pieces(lines: Iterable[str]) -> Iterator[Piece]:
@@ -272,7 +334,7 @@ def read_pieces(lines: Iterable[str]) -> Iterator[Piece]:
             if event == "token":
                 yield Piece(str(content["text"]), tuple(map(int, content["ids"])))
             elif event == "error":
-                raise RemoteError(f"the server failed: {content['message']}")
+                raise RemoteError(f"the server failed: {_line(str(content['message']))}")
             elif event == "done":
                 return
         except (ValueError, KeyError, TypeError):
@@ -311,12 +373,26 @@ def _wait_or_raise(response: httpx.Response, deadline: float) -> float:
         wait = 1.0
     if response.status_code in _BUSY and time.monotonic() + wait < deadline:
         return wait
+    raise RemoteError(_refused(response))
+
+
+def _refused(response: httpx.Response) -> str:
     try:
         message = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = response.text[:200]
-    raise RemoteError(f"the server refused with status {response.status_code}: {' '.join(message.split())}")
+    return f"the server refused with status {response.status_code}: {_line(message)}"
 
 
 def _reason(error: httpx.HTTPError) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return _line(str(error)) or type(error).__name__
+
+
+def harmless(text: str) -> str:
+    """Text without control characters: a server must not steer the user's terminal."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+
+
+def _line(text: str) -> str:
+    """A server's words inside an error: one harmless line."""
+    return harmless(" ".join(text.split()))

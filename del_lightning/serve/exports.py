@@ -19,7 +19,7 @@ from del_lightning.methods import DEL, Release
 from del_lightning.prompt import SoftPrompt
 from del_lightning.serve.bundle import MANIFEST, Manifest
 from del_lightning.split import SplitModel
-from del_lightning.wire import Codes, Frame, Public
+from del_lightning.wire import Codes, Frame, Header, Public
 
 SERVER, CLIENT = "server", "client"
 _ROUNDING = 1e-3
@@ -83,16 +83,11 @@ class Export:
         quantizer.amplitude = manifest.amplitude
 
     def prompt(self, frame: Frame) -> Prompt:
-        """Read a frame that was made for this export.
+        """Read a frame that :func:`find_export` found to be made for this export.
 
         Raises:
-            MismatchError: Its codes come from another mechanism.
             FrameError: A public token id is not in the vocabulary.
         """
-        for name in ("bits", "dim", "a_plus"):
-            expected, value = getattr(self.manifest, name), getattr(frame, name)
-            if value != expected:
-                raise MismatchError(f"`{name}` of the frame must be {expected} for its setting, got {value}")
         return Prompt(self._public(frame.prefix, opening=True), frame.codes, self._public(frame.suffix, opening=False))
 
     def _public(self, public: Public, *, opening: bool) -> list[int]:
@@ -138,14 +133,18 @@ def load_exports(folders: Sequence[Path], llm: FrozenLLM) -> dict[str, Export]:
     return exports
 
 
-def find_export(exports: Mapping[str, Export], frame: Frame) -> Export:
-    """The export that a frame was made for.
+def find_export(exports: Mapping[str, Export], frame: Header) -> Export:
+    """The export that a frame was made for, from its header alone.
 
     Raises:
-        MismatchError: There is none; the message lists what there is.
+        MismatchError: There is none (the message lists what there is), or its codes come from another mechanism.
     """
     export = exports.get(frame.setting)
     if export is None or export.manifest.model != frame.model:
         offered = ", ".join(f"{one.manifest.model}/{one.manifest.setting}" for one in exports.values())
         raise MismatchError(f"model/setting of the frame must be one of {offered}, got {frame.model}/{frame.setting}")
+    for name in ("bits", "dim", "a_plus"):
+        expected, value = getattr(export.manifest, name), getattr(frame, name)
+        if value != expected:
+            raise MismatchError(f"`{name}` of the frame must be {expected} for its setting, got {value}")
     return export

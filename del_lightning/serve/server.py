@@ -4,7 +4,7 @@
                         -> server-sent events: token {"text", "ids"} ..., then done {"tokens", "finish"} or
                            error {"message"}; whatever is wrong before the first token is a status and JSON instead
     GET  /v1/info       fingerprints, mechanisms, limits
-    GET  /health        200, or 503 while it drains or after the engine failed
+    GET  /health        200, or 503 while it drains, after the engine failed, or if what is behind it does not answer
     GET  /metrics       for Prometheus
     GET  /              the web page; /bundle/ the client's files
 
@@ -17,7 +17,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,20 +34,19 @@ from starlette.types import Receive, Scope, Send
 from del_lightning import __version__
 from del_lightning.config import ServeConfig
 from del_lightning.errors import FrameError
-from del_lightning.serve.access import Keys, RateLimit
+from del_lightning.serve.access import KeyLimits, Keys, RateLimit
 from del_lightning.serve.base import BusyError, Delta, Engine, Event, Failed, Finished, Generation
 from del_lightning.serve.base import Request as EngineRequest
 from del_lightning.serve.exports import Export, MismatchError, find_export
 from del_lightning.serve.metrics import Metrics
 from del_lightning.serve.sampling import Sampling
-from del_lightning.wire import Limits, decode_frame
+from del_lightning.serve.wishes import DEFAULT_NEW_TOKENS, LEAST_TEMPERATURE, MOST_TEMPERATURE, SEEDS
+from del_lightning.wire import HEADER_BYTES, Limits, check_whole, decode_frame, read_header
 
 WEB = Path(__file__).parent / "web"
-DEFAULT_NEW_TOKENS = 200
 GONE = 499
 """Status, in logs and metrics only, of a request whose client left before the first token."""
 
-_LEAST_TEMPERATURE = 0.001
 _RETRY_SECONDS = (1, 60)
 _SAFE_PAGE = {"Content-Security-Policy": "default-src 'self'", "X-Content-Type-Options": "nosniff"}
 
@@ -73,16 +72,16 @@ class Wishes(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(0.7, ge=0, le=100, allow_inf_nan=False)
+    temperature: float = Field(0.7, ge=0, le=MOST_TEMPERATURE, allow_inf_nan=False)
     top_p: float = Field(0.9, gt=0, le=1)
-    seed: int = Field(default_factory=lambda: secrets.randbits(63), ge=0, lt=1 << 63)
+    seed: int = Field(default_factory=lambda: secrets.randbits(63), ge=0, lt=SEEDS)
 
     @field_validator("temperature")
     @classmethod
     def _divides_logits(cls, value: float) -> float:
         """Logits are divided by it: a tiny one would make infinities."""
-        if 0 < value < _LEAST_TEMPERATURE:
-            raise ValueError(f"must be 0 or at least {_LEAST_TEMPERATURE:g}")
+        if 0 < value < LEAST_TEMPERATURE:
+            raise ValueError(f"must be 0 or at least {LEAST_TEMPERATURE:g}")
         return value
 
 
@@ -107,7 +106,7 @@ class Service:
         config: Limits.
         exports: What can be served, by the fingerprint of its setting.
         engine: Runs requests.
-        keys: API keys; without any, everyone may ask.
+        keys: API keys and their limits; without any, everyone may ask.
 
     Attributes:
         draining: Set once: new requests are refused, those accepted are finished.
@@ -115,11 +114,15 @@ class Service:
     """
 
     def __init__(
-        self, config: ServeConfig, exports: Mapping[str, Export], engine: Engine, keys: Iterable[str] = ()
+        self,
+        config: ServeConfig,
+        exports: Mapping[str, Export],
+        engine: Engine,
+        keys: Mapping[str, KeyLimits] | None = None,
     ) -> None:
         self.config, self.exports, self.engine = config, exports, engine
-        self.keys = Keys(keys)
-        self.rate = RateLimit(config.requests_per_minute)
+        self.keys = Keys(keys or {})
+        self.rate = RateLimit()
         self.metrics = Metrics(lambda: engine.load)
         self.draining, self.open = False, 0
         self._mean_seconds = 1.0
@@ -128,24 +131,49 @@ class Service:
         # More tokens than may come are still read, to be refused as too many; their number is bounded by the bytes.
         self._limits = Limits(8 * self._largest, dim, config.max_public_bytes)
 
-    def info(self) -> dict[str, Any]:
-        """What ``/v1/info`` tells."""
+    def info(self, name: str) -> dict[str, Any]:
+        """What ``/v1/info`` tells; ``name`` is that of the key whose limits are told."""
         shown = ("setting", "label", "bits", "dim", "mu", "a_plus", "amplitude", "prefix", "statement")
         manifest = next(iter(self.exports.values())).manifest
         return {
             "version": __version__,
             "engine": self.engine.name,
             "model": {"name": manifest.model_name, "fingerprint": manifest.model},
-            "settings": [{name: getattr(export.manifest, name) for name in shown} for export in self.exports.values()],
+            "settings": [
+                {name: getattr(export.manifest, name) for name in shown}
+                | {"virtual_tokens": export.soft_prompt.virtual_tokens}
+                for export in self.exports.values()
+            ],
             "limits": {
-                "prompt_tokens": self.config.max_prompt_tokens,
+                "prompt_tokens": self._prompt_tokens(name),
                 "new_tokens": self.config.max_new_tokens,
                 "context": self.config.max_context,
+                "public_bytes": self.config.max_public_bytes,
                 "frame_bytes": self._largest,
-                "requests_per_minute": self.config.requests_per_minute,
+                "requests_per_minute": self._requests_per_minute(name),
             },
             "key_needed": self.keys.needed,
         }
+
+    def _prompt_tokens(self, name: str) -> int:
+        own = self.keys.limits(name).max_prompt_tokens
+        return self.config.max_prompt_tokens if own is None else min(own, self.config.max_prompt_tokens)
+
+    def _requests_per_minute(self, name: str) -> int:
+        own = self.keys.limits(name).requests_per_minute
+        return self.config.requests_per_minute if own is None else own
+
+    def key_name(self, authorization: str | None) -> str:
+        """Name of the key that a request shows.
+
+        Raises:
+            Refusal: There is none, or it is not valid.
+        """
+        name = self.keys.name(authorization)
+        if name is None:
+            message = "the Authorization header must be `Bearer` and a valid API key"
+            raise Refusal(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
+        return name
 
     def health(self) -> str:
         """One of ok, draining, failed."""
@@ -174,10 +202,10 @@ class Service:
 
     async def _begin(self, request: Request, wishes: Wishes, entry: _Entry) -> tuple[Event, Generation]:
         """Check a request, hand it to the engine and wait for its first event."""
-        self._admit(request, entry)
+        name = self._admit(request, entry)
         body = await self._body(request)
         entry.facts["frame_bytes"] = len(body)
-        generation = self._submit(self._read(body, wishes, entry))
+        generation = self._submit(self._read(body, wishes, entry, name))
         try:
             first = await self._first(request, generation, entry)
         except BaseException:  # whoever it is that no longer waits, the row must become free
@@ -187,32 +215,27 @@ class Service:
         self.metrics.first_token.observe(entry.seconds)
         return first, generation
 
-    def _admit(self, request: Request, entry: _Entry) -> None:
-        """Whether this key may ask at all, and now."""
+    def _admit(self, request: Request, entry: _Entry) -> str:
+        """Whether this key may ask at all, and now; returns its name."""
         if (health := self.health()) != "ok":
             raise Refusal(503, "unavailable", f"the server is not available: {health}", {"Retry-After": "5"})
-        name = self.keys.name(request.headers.get("authorization"))
-        if name is None:
-            message = "the Authorization header must be `Bearer` and a valid API key"
-            raise Refusal(401, "unauthorized", message, {"WWW-Authenticate": "Bearer"})
-        entry.facts["key"] = name
-        if wait := self.rate.wait(name):
-            message = f"at most {self.config.requests_per_minute} requests a minute are allowed for this key"
+        entry.facts["key"] = name = self.key_name(request.headers.get("authorization"))
+        if wait := self.rate.wait(name, self._requests_per_minute(name)):
+            message = f"at most {self._requests_per_minute(name)} requests a minute are allowed for this key"
             raise Refusal(429, "rate_limit", message, {"Retry-After": str(wait)})
+        return name
 
     async def _body(self, request: Request) -> bytes:
         """The request's body, read no further than a frame can be long."""
-        too_large = Refusal(413, "too_large", f"a frame must have at most {self._largest} bytes")
         declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._largest:
-            raise too_large
+        told = declared.isdecimal() and int(declared) > self._largest
         body = bytearray()
         try:
             async with asyncio.timeout(self.config.body_timeout):
                 async for chunk in request.stream():
                     body += chunk
-                    if len(body) > self._largest:
-                        raise too_large
+                    if len(body) > self._largest or (told and len(body) >= HEADER_BYTES):
+                        raise self._too_large(bytes(body))
         except TimeoutError:
             message = f"the body must arrive within {self.config.body_timeout:g} seconds"
             raise Refusal(408, "timeout", message) from None
@@ -220,11 +243,24 @@ class Service:
             raise Refusal(GONE, "gone", "the client left") from None
         return bytes(body)
 
-    def _read(self, body: bytes, wishes: Wishes, entry: _Entry) -> EngineRequest:
-        """Decode the frame and check it against what is served."""
+    def _too_large(self, start: bytes) -> Refusal:
+        """Why a frame that begins like this is not read to its end."""
         try:
+            find_export(self.exports, read_header(start))
+        except MismatchError as error:
+            return Refusal(409, "mismatch", str(error))
+        except FrameError:
+            pass
+        return Refusal(413, "too_large", f"a frame must have at most {self._largest} bytes")
+
+    def _read(self, body: bytes, wishes: Wishes, entry: _Entry, name: str) -> EngineRequest:
+        """Decode the frame and check it against what is served, to this key."""
+        try:
+            header = read_header(body)
+            check_whole(body, header)
+            # Before the limits, which are those of the exports here: a stranger's frame is no bad one.
+            export = find_export(self.exports, header)
             frame = decode_frame(body, self._limits)
-            export = find_export(self.exports, frame)
             prompt = export.prompt(frame)
         except FrameError as error:
             raise Refusal(400, "bad_frame", str(error)) from None
@@ -232,17 +268,17 @@ class Service:
             raise Refusal(409, "mismatch", str(error)) from None
         new = wishes.max_tokens or min(DEFAULT_NEW_TOKENS, self.config.max_new_tokens)
         entry.facts |= {"setting": frame.setting, "private_tokens": frame.tokens, "max_tokens": new}
-        self._check_sizes(frame.tokens, export.soft_prompt.virtual_tokens + len(prompt), new)
+        self._check_sizes(frame.tokens, self._prompt_tokens(name), export.soft_prompt.virtual_tokens + len(prompt), new)
         self.metrics.private_tokens.inc(frame.tokens)
         self.metrics.frame_bytes.inc(len(body))
         return EngineRequest(prompt, export, Sampling(new, wishes.temperature, wishes.top_p, wishes.seed))
 
-    def _check_sizes(self, private: int, context: int, new: int) -> None:
+    def _check_sizes(self, private: int, most: int, context: int, new: int) -> None:
         config = self.config
         if new > config.max_new_tokens:
             raise Refusal(400, "bad_request", f"`max_tokens` must be at most {config.max_new_tokens}, got {new}")
-        if private > config.max_prompt_tokens:
-            message = f"a prompt must have at most {config.max_prompt_tokens} private tokens, got {private}"
+        if private > most:
+            message = f"a prompt must have at most {most} private tokens, got {private}"
             raise Refusal(413, "too_large", message)
         if context + new > config.max_context:
             message = f"prompt and max_tokens must together be at most {config.max_context} tokens, got {context + new}"
@@ -358,12 +394,18 @@ def create_app(service: Service) -> FastAPI:
         return await service.generate(request, wishes)
 
     @app.get("/v1/info")
-    async def info() -> dict[str, Any]:
-        return service.info()
+    async def info(request: Request) -> Response:
+        shown = request.headers.get("authorization")
+        try:
+            return JSONResponse(service.info("anyone" if shown is None else service.key_name(shown)))
+        except Refusal as refusal:
+            return refusal.response()
 
     @app.get("/health")
     async def health() -> Response:
         status = service.health()
+        if status == "ok" and not await service.engine.reachable():
+            status = "unreachable"
         return JSONResponse({"status": status}, status_code=200 if status == "ok" else 503)
 
     @app.get("/metrics")

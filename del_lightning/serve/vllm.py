@@ -13,6 +13,9 @@ import asyncio
 import base64
 import io
 import json
+import logging
+import math
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,7 +26,15 @@ from torch import Tensor
 from del_lightning.serve.base import BusyError, Delta, Engine, Event, Failed, Finished, Generation, Request
 
 _CONNECT_SECONDS = 10.0
+_PROBE_SECONDS = 2.0
+"""Longest wait for vLLM's own /health."""
+
+_PROBE_KEPT = 5.0
+"""Seconds for which its answer holds."""
+
+log = logging.getLogger(__name__)
 _UNREACHABLE = "the engine behind this server cannot be reached"
+_BROKEN = "the server failed while it talked to its engine"
 
 
 class VllmEngine(Engine):
@@ -56,6 +67,8 @@ class VllmEngine(Engine):
         self._tasks: set[asyncio.Task[None]] = set()
         self._running = 0
         self._client: httpx.AsyncClient | None = None
+        self._health_url = url.rstrip("/") + "/health"
+        self._probed, self._reachable = -math.inf, False
 
     async def start(self) -> None:
         """Open the connections."""
@@ -86,13 +99,35 @@ class VllmEngine(Engine):
         generation = Generation(lambda: _cancel(task))
         task = asyncio.create_task(self._serve(request, generation))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda task: self._ended(task, generation))
         return generation
+
+    def _ended(self, task: "asyncio.Task[None]", generation: Generation) -> None:
+        """However a request ended, whoever waits for its events gets a last one; behind it nobody looks."""
+        self._tasks.discard(task)
+        if task.cancelled():
+            generation.put(Failed("the server stops"))
+        elif (error := task.exception()) is not None:
+            log.error("a request to vLLM failed", exc_info=error)  # in the log by its type and place only
+            generation.put(Failed(_UNREACHABLE if isinstance(error, httpx.HTTPError) else _BROKEN))
 
     @property
     def healthy(self) -> bool:
-        """Whether it was started and not closed; vLLM itself is asked by each request only."""
+        """Whether it was started and not closed; vLLM itself is asked by each request and by :meth:`reachable`."""
         return self._client is not None
+
+    async def reachable(self) -> bool:
+        """Whether vLLM answers; asked at most every few seconds. A deployment without /health (404) counts as there."""
+        if self._client is None:
+            return False
+        if time.monotonic() - self._probed > _PROBE_KEPT:
+            try:
+                response = await self._client.get(self._health_url, timeout=_PROBE_SECONDS)
+                self._reachable = response.status_code < httpx.codes.INTERNAL_SERVER_ERROR
+            except (httpx.HTTPError, httpx.InvalidURL):
+                self._reachable = False
+            self._probed = time.monotonic()
+        return self._reachable
 
     @property
     def load(self) -> tuple[int, int]:
@@ -101,19 +136,13 @@ class VllmEngine(Engine):
 
     async def _serve(self, request: Request, generation: Generation) -> None:
         """Pass the events of one request on."""
-        try:
-            async with self._places:
-                self._running += 1
-                try:
-                    async for event in self._stream(request):
-                        generation.put(event)
-                finally:
-                    self._running -= 1
-        except httpx.HTTPError:
-            generation.put(Failed(_UNREACHABLE))
-        except asyncio.CancelledError:
-            generation.put(Failed("the server stops"))
-            raise
+        async with self._places:
+            self._running += 1
+            try:
+                async for event in self._stream(request):
+                    generation.put(event)
+            finally:
+                self._running -= 1
 
     def _body(self, request: Request) -> dict[str, Any]:
         """The request in vLLM's words. Everything that its own defaults would decide is said."""

@@ -16,11 +16,13 @@ from types import FrameType
 
 import uvicorn
 
+from del_lightning.artifacts import PARTIAL, read_result
 from del_lightning.config import Config, ServeConfig
 from del_lightning.errors import ConfigError
 from del_lightning.llm import FrozenLLM, check_llm, load_llm
-from del_lightning.serve.access import read_keys
+from del_lightning.serve.access import KeyLimits, read_keys
 from del_lightning.serve.base import Engine
+from del_lightning.serve.bundle import Manifest
 from del_lightning.serve.engine import TransformersEngine
 from del_lightning.serve.exports import SERVER, load_exports
 from del_lightning.serve.logs import log_json
@@ -73,25 +75,55 @@ def build(config: Config) -> Service:
 
 
 def folders(config: Config) -> list[Path]:
-    """Folders of the exports to serve.
+    """Folders of the exports to serve, each of another setting; the first one is what the page offers.
+
+    Those that are named stay in their order. Of those that are found, the strongest mu comes first, and of exports of
+    the same setting (made again with another label, say) only the newest one is served.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: There are none, or two that are named have the same setting.
+        ArtifactError: An export is damaged.
     """
     root = Path(config.out, "export")
     named = config.serve.exports
-    found = sorted(path.parent for path in root.glob(f"*/{SERVER}")) if named is None else [Path(one) for one in named]
+    found = _finished(root) if named is None else [Path(one) for one in named]
     for folder in found:
         if not (folder / SERVER).is_dir():
             raise ConfigError(f"`serve.exports` must hold folders that stage=export wrote, got {str(folder)!r}")
     if not found:
         raise ConfigError(f"`serve.exports` must hold a folder that stage=export wrote, got none (looked in {root})")
-    return found
+    manifests = {folder: Manifest.load(folder / SERVER) for folder in found}
+    chosen: dict[str, Path] = {}
+    for folder in found if named is not None else sorted(found, key=_age):
+        setting = manifests[folder].setting
+        if (other := chosen.get(setting)) is not None:
+            if named is not None:
+                raise ConfigError(f"`serve.exports` must hold different settings, got {other} and {folder} alike")
+            log.info("an export is left out, a newer one has its setting", extra={"left_out": other, "newer": folder})
+        chosen[setting] = folder
+    return (
+        list(chosen.values()) if named is not None else sorted(chosen.values(), key=lambda one: _rank(manifests[one]))
+    )
 
 
-def keys(config: Config) -> list[str]:
-    """API keys; empty if everyone may ask."""
-    return [] if config.serve.keys_file is None else read_keys(config.serve.keys_file)
+def _finished(root: Path) -> list[Path]:
+    """Exports of a run, without those that are being written or were interrupted."""
+    return sorted(path.parent for path in root.glob(f"*/{SERVER}") if path.parent.suffix != PARTIAL)
+
+
+def _age(folder: Path) -> tuple[str, int]:
+    """Sorts by time; an export that was copied without its record counts as old."""
+    record = folder / "result.json"
+    return (read_result(folder).started, record.stat().st_mtime_ns) if record.exists() else ("", 0)
+
+
+def _rank(manifest: Manifest) -> tuple[float, int, int, str, str]:
+    return manifest.mu, manifest.bits, manifest.dim, manifest.label, manifest.setting
+
+
+def keys(config: Config) -> dict[str, KeyLimits]:
+    """API keys and their limits; empty if everyone may ask."""
+    return {} if config.serve.keys_file is None else read_keys(config.serve.keys_file)
 
 
 def _check_address(serve: ServeConfig) -> None:

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -63,6 +64,13 @@ ANSWER = (
     + event("token", text="", ids=[4])
     + event("done", tokens=4, finish="stop")
 )
+INFO: dict[str, Any] = {
+    "settings": [{"setting": "8899aabbccddeeff", "virtual_tokens": 5}],
+    "limits": {"prompt_tokens": 40, "new_tokens": 60, "public_bytes": 100, "context": 120},
+    "key_needed": False,
+}
+"""What ``/v1/info`` of a server of the bundle says."""
+
 Reply = tuple[int, dict[str, str], bytes]
 OK: Reply = (200, {"Content-Type": "text/event-stream"}, ANSWER)
 
@@ -77,9 +85,7 @@ class Script:
     """What the server says, one reply a request (the last one for ever), and what it was sent."""
 
     replies: list[Reply] = field(default_factory=lambda: [OK])
-    info: Any = field(
-        default_factory=lambda: {"settings": [{"setting": "8899aabbccddeeff"}], "limits": {"prompt_tokens": 40}}
-    )
+    info: Any = field(default_factory=lambda: deepcopy(INFO))
     url: str = ""
     paths: list[str] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)

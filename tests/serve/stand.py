@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from del_lightning.data import Corpus
 from del_lightning.data.generation import Example, collate
 from del_lightning.llm import FrozenLLM
 from del_lightning.methods import Release
+from del_lightning.serve.access import KeyLimits
 from del_lightning.serve.base import Delta, Engine, Event, Failed, Finished, Generation, Request
 from del_lightning.serve.bundle import Bundle
 from del_lightning.serve.engine import TransformersEngine
@@ -166,12 +167,15 @@ def with_engine(engine: Engine, work: Callable[[], Awaitable[T]]) -> T:
 
 
 def make_service(
-    stand: Stand, config: ServeConfig | None = None, keys: Sequence[str] = (), engine: Engine | None = None
+    stand: Stand,
+    config: ServeConfig | None = None,
+    keys: Sequence[str] | Mapping[str, KeyLimits] = (),
+    engine: Engine | None = None,
 ) -> Service:
     config = config or ServeConfig(port=0, requests_per_minute=0)
     exports = stand.exports()
     engine = engine or TransformersEngine(stand.llm, list(exports.values()), rows=config.rows, queue=config.queue)
-    return Service(config, exports, engine, keys)
+    return Service(config, exports, engine, keys if isinstance(keys, Mapping) else dict.fromkeys(keys, KeyLimits()))
 
 
 @contextmanager

@@ -78,12 +78,24 @@ def test_a_single_departure_is_no_mix_up(benchmark: Any, prepared: tuple[Any, li
 
 
 def test_sizes_are_those_of_real_frames(benchmark: Any, model: str) -> None:
-    sizes = benchmark.run_sizes(model, tokens=40, mu=1.0)
+    sizes = benchmark.run_sizes(model, tokens=40, mus=(0.5, 50.0))
     forms = {name: form["bytes"] for name, form in sizes["forms"].items()}
     assert sizes["dim"] == 1
-    assert forms["embeddings, fp32"] == 40 * 32 * 4
-    assert [forms[f"codes, {bits} bits, packed"] for bits in (1, 2, 4, 8)] == [52 + 5 * bits for bits in (1, 2, 4, 8)]
-    assert forms["codes, 8 bits, entropy-coded"] < forms["codes, 8 bits, packed"]
+    prefix = 4 * sizes["public_prefix_tokens"]
+    assert prefix > 0
+    assert forms["embeddings, fp32"] == prefix + 40 * 32 * 4
+    for mu in ("0.5", "50"):
+        packed = [forms[f"codes, {bits} bits, packed, mu {mu}"] for bits in (1, 2, 4, 8)]
+        assert packed == [52 + prefix + 5 * bits for bits in (1, 2, 4, 8)]
+        assert sizes["forms"][f"codes, 4 bits, packed, mu {mu}"]["mu"] == float(mu)
+    coded = "codes, 8 bits, entropy-coded, mu "
+    assert forms[f"{coded}0.5"] < forms[f"{coded}50"] <= forms["codes, 8 bits, packed, mu 50"]
+
+
+def test_no_first_token_is_no_short_wait(benchmark: Any) -> None:
+    answers = [benchmark.Answer([], first, 1.0, "stop") for first in (None, 2.0, 4.0, None)]
+    assert benchmark.first_tokens(answers) == {"p50": 3.0, "p95": pytest.approx(3.9), "without": 2}
+    assert benchmark.first_tokens(answers[:1]) == {"p50": None, "p95": None, "without": 1}
 
 
 @pytest.mark.slow

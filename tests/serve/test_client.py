@@ -1,4 +1,7 @@
+import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,11 +17,17 @@ from transformers import PreTrainedTokenizerFast
 from del_lightning.errors import BudgetError, ConfigError, RemoteError
 from del_lightning.privacy import BudgetLedger
 from del_lightning.serve import cli
+from del_lightning.serve.bundle import Bundle
 from del_lightning.serve.client import Client, Piece, read_events, read_pieces
-from tests.serve.factory import ANSWER, OK, Script, event, make_bundle, refusal, scripted_server
+from tests.serve.factory import ANSWER, INFO, OK, Reply, Script, event, make_bundle, refusal, scripted_server
 
+STRANGER = "must answer /v1/info as a DEL-Lightning server does"
 ROOT = Path(__file__).parents[2]
 TEXT = "the cat sat on a mat"
+
+
+def limited(**limits: int) -> dict[str, Any]:
+    return INFO | {"limits": INFO["limits"] | limits}
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +116,18 @@ def test_a_release_beyond_the_budget_never_leaves(bundle: Path, server: Script, 
     ("info", "message"),
     [
         (
-            {"settings": [{"setting": "a" * 16}, {"setting": "b" * 16}], "limits": {"prompt_tokens": 9}},
-            r"it has a+, b+",
+            INFO | {"settings": [{"setting": 16 * x, "virtual_tokens": 5} for x in "ab"]},
+            r"it has a{16}, b{16}",
         ),
-        ({"settings": [{"setting": "8899aabbccddeeff"}], "limits": {"prompt_tokens": 2}}, "must have at most 2 tokens"),
-        ({"settings": 3}, "must answer /v1/info as a DEL-Lightning server does"),
-        ([], "must answer /v1/info as a DEL-Lightning server does"),
+        (limited(prompt_tokens=2), "must have at most 2 private tokens"),
+        (limited(public_bytes=14), r"must have at most 14 bytes of public text for http\S+, got 15"),
+        (limited(new_tokens=6), r"must have at most 6 new tokens \(`max_tokens`\) for http\S+, got 7"),
+        (limited(context=9), "must have at most 9 tokens, soft prompt and `max_tokens` included, for"),
+        (INFO | {"settings": 3}, STRANGER),
+        (INFO | {"settings": ["8899aabbccddeeff"]}, STRANGER),
+        (INFO | {"settings": [{"setting": "8899aabbccddeeff", "virtual_tokens": None}]}, STRANGER),
+        (INFO | {"limits": {"prompt_tokens": 9}}, STRANGER),
+        ([], STRANGER),
     ],
 )
 def test_a_server_that_does_not_fit_costs_nothing(
@@ -120,8 +135,52 @@ def test_a_server_that_does_not_fit_costs_nothing(
 ) -> None:
     server.info = info
     with pytest.raises(RemoteError, match=message):
+        client.ask(TEXT, suffix=" on", max_tokens=7)
+    assert (server.bodies, ledger.spent("me").tokens) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"max_tokens": 0}, "`max_tokens` must be at least 1, got 0"),
+        ({"temperature": -1.0}, "`temperature` must be 0 or between 0.001 and 100, got -1.0"),
+        ({"temperature": 1e-4}, "`temperature` must be 0 or between"),
+        ({"temperature": 101}, "`temperature` must be 0 or between"),
+        ({"temperature": float("nan")}, "`temperature` must be 0 or between"),
+        ({"top_p": 0}, r"`top_p` must be in \(0, 1\], got 0"),
+        ({"top_p": float("nan")}, "`top_p` must be"),
+        ({"seed": -1}, "`seed` must be at least 0"),
+        ({"seed": 1 << 63}, "`seed` must be at least 0"),
+        ({"suffix": (1, 300)}, "`suffix` must hold token ids below 300, got 300"),
+    ],
+)
+def test_an_impossible_wish_costs_nothing(
+    client: Client, server: Script, ledger: BudgetLedger, wish: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        client.ask(TEXT, **wish)
+    assert (server.bodies, ledger.spent("me").tokens) == ([], 0)
+
+
+def test_a_missing_key_costs_nothing(bundle: Path, server: Script, ledger: BudgetLedger) -> None:
+    server.info["key_needed"] = True
+    with Client(bundle, server.url, ledger=ledger) as client, pytest.raises(ConfigError, match="`key` must be an API"):
         client.ask(TEXT)
     assert (server.bodies, ledger.spent("me").tokens) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [({"new_tokens": 500, "context": 1000}, 200), ({"new_tokens": 60}, 60), ({"new_tokens": 60, "context": 30}, None)],
+)
+def test_an_answer_is_as_long_as_it_may_be(
+    client: Client, server: Script, limits: dict[str, int], expected: int | None
+) -> None:
+    server.info = limited(**limits)
+    preview = client.prepare(TEXT)
+    list(client.send(preview))
+    left = 30 - 5 - 3 - preview.tokens
+    assert f"max_tokens={expected or left}&" in server.paths[-1]
 
 
 def test_a_server_that_is_not_there_costs_nothing(bundle: Path, ledger: BudgetLedger) -> None:
@@ -187,7 +246,7 @@ def test_entropy_coding_makes_requests_shorter(
     tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, server: Script, ledger: BudgetLedger
 ) -> None:
     make_bundle(tmp_path / "client", tiny_tokenizer.backend_tokenizer, mu=1.0, bits=8)
-    server.info["limits"]["prompt_tokens"] = 1000
+    server.info = limited(prompt_tokens=1000, context=2000)
     sizes = []
     for coding in (False, True):
         with Client(tmp_path / "client", server.url, ledger=ledger, entropy_coding=coding) as client:
@@ -201,8 +260,7 @@ def test_a_connection_of_ones_own(bundle: Path, ledger: BudgetLedger) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "POST":
             return httpx.Response(200, content=ANSWER)
-        content = {"settings": [{"setting": "8899aabbccddeeff"}], "limits": {"prompt_tokens": 40}}
-        return httpx.Response(200, json=content)
+        return httpx.Response(200, json=INFO)
 
     http = httpx.Client(transport=httpx.MockTransport(answer))
     with Client(bundle, "https://example.org/", ledger=ledger, http=http) as client:
@@ -232,6 +290,9 @@ def test_command_line_needs_no_heavy_package(bundle: Path, server: Script, tmp_p
     assert shown["request"].startswith(f"{len(server.bodies[0])} bytes")
     assert f"{frame.tokens} tokens in total epsilon" in shown["privacy"]
     assert f"of {frame.tokens} tokens in a rehearsal" in shown["attack"]
+    assert "the best attack on single tokens" in shown["attack"]
+    assert cli.CONTEXT in done.stderr
+    assert "strongest" not in done.stderr
     assert server.keys == ["Bearer secret"]
     assert (tmp_path / "del-lightning" / "ledger.db").exists()
 
@@ -272,6 +333,98 @@ def test_confirmation_on_a_terminal(
         cli.main()
     assert stop.value.code == (0 if sent else cli.DECLINED)
     assert len(server.bodies) == sent
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--bundle", "file"], "error: file must be a folder that stage=export wrote, found no manifest.json"),
+        (["--ledger", "folder"], "error: `ledger` must be a file that SQLite can open, got 'folder': unable to open"),
+        (["--ledger", "file"], "error: `ledger` must be a file that SQLite can open, got 'file': file is not a data"),
+        (["--ledger", "file/l.db"], "error: `ledger` must be a file that SQLite can open, got 'file/l.db': "),
+        ([], f"error: http://127.0.0.1:PORT {STRANGER}"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    bundle: Path,
+    server: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wrong: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("this is neither a folder nor a data base" * 100)
+    monkeypatch.chdir(tmp_path)
+    server.info = INFO | {"settings": ["8899aabbccddeeff"]}
+    options = ["--bundle", str(bundle), "--ledger", "l.db", "--yes", *wrong, "--url", server.url]
+    monkeypatch.setattr(sys, "argv", ["del-lightning-client", "ask", *options, TEXT])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == cli.USER_ERROR
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(message.replace("http://127.0.0.1:PORT", server.url))
+
+
+@pytest.mark.parametrize(("given", "prompt"), [("a cat\n", "a cat"), ("a cat", "a cat"), ("a cat\n\n", "a cat\n")])
+def test_the_last_line_break_of_standard_input_is_none_of_the_prompts(
+    bundle: Path,
+    server: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    prompt: str,
+) -> None:
+    options = ["--bundle", str(bundle), "--url", server.url, "--ledger", str(tmp_path / "l.db"), "--yes"]
+    monkeypatch.setattr(sys, "argv", ["del-lightning-client", "ask", *options, "-"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert server.frames[0].tokens == len(Bundle(bundle).encode(prompt)[0])
+
+
+STEER = "\x1b[2Jgone\x07\u202e"
+STEERING: dict[str, Reply] = {
+    "refusal": refusal(401, STEER),
+    "html": (500, {}, STEER.encode()),
+    "failure": (200, {}, event("error", message=f"{STEER}\nnext")),
+    "event": (200, {}, f"event: token{STEER}\ndata: {STEER}\n\n".encode()),
+}
+
+
+@pytest.mark.parametrize("case", [*STEERING, "settings", "manifest"])
+def test_what_a_server_says_cannot_steer_the_terminal(
+    client: Client,
+    bundle: Path,
+    server: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+) -> None:
+    if case == "settings":
+        server.info = INFO | {"settings": [{"setting": STEER, "virtual_tokens": 1}]}
+    elif case == "manifest":  # the bundle was downloaded, too
+        shutil.copytree(bundle, tmp_path / "client")
+        bundle = tmp_path / "client"
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        (bundle / "manifest.json").write_text(json.dumps(manifest | {"label": STEER}))
+    else:
+        server.replies = [STEERING[case]]
+    options = ["--bundle", str(bundle), "--url", server.url, "--ledger", str(tmp_path / "l.db"), "--yes"]
+    monkeypatch.setattr(sys, "argv", ["del-lightning-client", "ask", *options, TEXT])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().err
+    assert "gone" in shown
+    assert not any(character in shown for character in STEER if not character.isprintable())
+    assert case == "manifest" or shown.splitlines()[-1].startswith("error: ")
+    if case in STEERING:
+        with pytest.raises(RemoteError) as caught:
+            list(client.ask(TEXT))
+        assert str(caught.value).isprintable()
 
 
 def test_an_answer_cannot_steer_the_terminal() -> None:

@@ -10,8 +10,12 @@ from del_lightning.data.generation import Example, collate
 from del_lightning.errors import ArtifactError, ConfigError, FrameError
 from del_lightning.methods import Release
 from del_lightning.serve.exports import Export, MismatchError, find_export, load_exports
-from del_lightning.wire import Frame, decode_frame
+from del_lightning.wire import Frame, Header, decode_frame, read_header
 from tests.serve.stand import Stand, codes_of, frame_of
+
+
+def header(stand: Stand, number: int = 0, **changes: object) -> Header:
+    return read_header(frame_of(stand, codes_of(stand, 4, 0, number), number, **changes))
 
 
 def frame(stand: Stand, number: int = 0, **changes: object) -> Frame:
@@ -39,25 +43,25 @@ def test_decoding_is_unbiased_for_the_clients_codes(stand: Stand) -> None:
 def test_an_export_is_found_by_its_fingerprints(stand: Stand) -> None:
     exports = stand.exports()
     for number in range(2):
-        found = find_export(exports, frame(stand, number))
+        found = find_export(exports, header(stand, number))
         assert found.folder == stand.folders[number]
     offered = [f"{one.manifest.model}/{one.manifest.setting}" for one in exports.values()]
     for wrong in ({"setting": "0" * 16}, {"model": "f" * 16}):
         with pytest.raises(MismatchError, match="must be one of " + ", ".join(offered)):
-            find_export(exports, frame(stand, **wrong))
+            find_export(exports, header(stand, **wrong))
 
 
 @pytest.mark.parametrize("change", [{"bits": 4}, {"a_plus": (1 << 31) + 12345}])
 def test_codes_of_another_mechanism_are_refused(stand: Stand, change: dict[str, int]) -> None:
     (name,) = change
     with pytest.raises(MismatchError, match=f"`{name}` of the frame must be .* for its setting, got {change[name]}"):
-        Export(stand.folders[0], stand.llm).prompt(frame(stand, **change))
+        find_export(stand.exports(), header(stand, **change))
 
 
 def test_codes_of_another_width_are_refused(stand: Stand) -> None:
-    wide = decode_frame(frame_of(stand, np.zeros((3, 9), dtype=np.uint8)))
+    wide = read_header(frame_of(stand, np.zeros((3, 9), dtype=np.uint8)))
     with pytest.raises(MismatchError, match="`dim` of the frame must be 4 for its setting, got 9"):
-        Export(stand.folders[0], stand.llm).prompt(wide)
+        find_export(stand.exports(), wide)
 
 
 def test_public_text_is_tokenised_as_in_training(stand: Stand) -> None:

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from del_lightning.config import ServeConfig
+from del_lightning.errors import RemoteError
 from del_lightning.privacy import BudgetLedger
+from del_lightning.serve.access import KeyLimits
 from del_lightning.serve.base import BusyError, Delta, Engine, Failed, Finished, Generation, Request
 from del_lightning.serve.client import Client, read_events
 from del_lightning.serve.logs import log_json
@@ -166,6 +168,20 @@ def test_another_setting_gets_409_with_what_there_is(stand: Stand, url: str) -> 
     assert "`a_plus` of the frame must be" in message
 
 
+def test_wider_codes_of_another_setting_get_409(stand: Stand, url: str) -> None:
+    """Also where the frame is longer than any that is served: a few bytes of it tell whose it is."""
+    wide = np.zeros((3, 9), dtype=np.uint8)
+    long = np.zeros((400, 900), dtype=np.uint8)
+    for codes in (wide, long):
+        body = frame_of(stand, codes, setting="0" * 16)
+        for content in (body, iter([body[:20], body[20:70], body[70:]])):  # told in advance how long it is, and not
+            status, kind, message = refusal(httpx.post(f"{url}/v1/generate", content=content, params=QUERY))
+            assert (status, kind) == (409, "mismatch")
+            assert stand.bundle().manifest.setting in message
+    status, _, message = refusal(post(url, frame_of(stand, wide)))
+    assert (status, message) == (409, "`dim` of the frame must be 4 for its setting, got 9")
+
+
 def test_what_is_too_large_gets_413(stand: Stand, url: str) -> None:
     tokens = refusal(post(url, frame_of(stand, codes_of(stand, 41, 0))))
     assert tokens == (413, "too_large", "a prompt must have at most 40 private tokens, got 41")
@@ -283,6 +299,36 @@ def test_only_keys_open_and_each_has_its_rate(stand: Stand) -> None:
         assert ask("Bearer beta").status_code == 200
         assert httpx.get(f"{url}/v1/info").json()["key_needed"] is True
         assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_a_key_may_have_limits_of_its_own(stand: Stand, tmp_path: Any) -> None:
+    config = ServeConfig(port=0, requests_per_minute=3, max_prompt_tokens=10)
+    keys = {"small": KeyLimits(4, 1), "large": KeyLimits(1000, 0), "plain": KeyLimits()}
+    with serving(make_service(stand, config, keys, Puppet(Finished(0, "stop")))) as (url, _):
+
+        def ask(key: str, tokens: int) -> httpx.Response:
+            body = frame_of(stand, codes_of(stand, tokens, 0))
+            return httpx.post(f"{url}/v1/generate", content=body, headers={"Authorization": f"Bearer {key}"})
+
+        assert refusal(ask("small", 5)) == (413, "too_large", "a prompt must have at most 4 private tokens, got 5")
+        assert refusal(ask("small", 4)) == (429, "rate_limit", "at most 1 requests a minute are allowed for this key")
+        assert [ask("large", 10).status_code for _ in range(5)] == [200] * 5
+        assert ask("large", 11).status_code == 413
+        assert [ask("plain", 10).status_code for _ in range(4)] == [200, 200, 200, 429]
+
+        def limits(**headers: str) -> list[int]:
+            told = httpx.get(f"{url}/v1/info", headers=headers).json()["limits"]
+            return [told["prompt_tokens"], told["requests_per_minute"]]
+
+        assert limits() == [10, 3]
+        assert limits(Authorization="Bearer small") == [4, 1]
+        assert limits(Authorization="Bearer large") == [10, 0]
+        ledger = BudgetLedger(tmp_path / "ledger.db", epsilon=1e9, delta=1e-5)
+        for key, message in (("small", "at most 4 private tokens"), ("wrong", "refused with status 401")):
+            refused = pytest.raises(RemoteError, match=message)
+            with Client(stand.bundle(), url, ledger=ledger, key=key) as client, refused:
+                client.ask("the cat sat on a mat")
+        assert ledger.spent("me").tokens == 0
 
 
 def test_a_full_queue_gets_429_and_when_to_come_back(stand: Stand) -> None:

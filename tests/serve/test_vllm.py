@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -12,15 +13,18 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from torch import Tensor
 
+from del_lightning.serve import vllm
 from del_lightning.serve.base import BusyError, Delta, Event, Failed, Finished
+from del_lightning.serve.logs import JsonFormatter
 from del_lightning.serve.sampling import Sampling
 from del_lightning.serve.text import TextStream
 from del_lightning.serve.vllm import VllmEngine, encode_embeddings
-from tests.serve.stand import Stand, codes_of, collect, offline, request_of, with_engine
+from tests.serve.stand import Stand, codes_of, collect, make_service, offline, request_of, serving, with_engine
 
 
 @dataclass
@@ -39,6 +43,8 @@ class Fake:
     paths: list[str] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     broken_pipes: int = 0
+    health: int = 200
+    probes: int = 0
 
     def load(self, text: str) -> Tensor:
         """What vLLM does with ``prompt_embeds``, and what it demands of it."""
@@ -75,6 +81,12 @@ class Fake:
 @contextmanager
 def fake_vllm(fake: Fake) -> Iterator[Fake]:
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path == "/health"
+            fake.probes += 1
+            self.send_response(fake.health)
+            self.end_headers()
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             fake.bodies.append(body)
@@ -191,6 +203,37 @@ def test_no_vllm_is_a_failure(stand: Stand) -> None:
     assert failure(stand, Fake(stand, url="http://127.0.0.1:9")) == Failed(
         "the engine behind this server cannot be reached"
     )
+
+
+def test_whatever_goes_wrong_inside_ends_the_stream(stand: Stand, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that httpx refuses, and a body that cannot be built; logged without what the request held."""
+    broken = Failed("the server failed while it talked to its engine")
+    stream, logger = io.StringIO(), logging.getLogger("del_lightning.serve.vllm")
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    monkeypatch.setattr(logger, "handlers", [handler])
+    assert failure(stand, Fake(stand, url="http://host:port")) == broken
+    monkeypatch.setattr(vllm, "encode_embeddings", lambda _: {}["a private payload"])
+    assert failure(stand, fake) == broken
+    entries = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [entry["error"] for entry in entries] == ["InvalidURL", "KeyError"]
+    assert {entry["event"] for entry in entries} == {"a request to vLLM failed"}
+    assert "private" not in stream.getvalue()
+
+
+def test_health_of_the_gateway_is_that_of_vllm(stand: Stand, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = make_service(stand, engine=make(fake))
+    with serving(service) as (url, _):
+        health = lambda: httpx.get(f"{url}/health")  # noqa: E731
+        assert [health().status_code for _ in range(3)] == [200] * 3
+        assert fake.probes == 1  # kept for a while
+        monkeypatch.setattr(vllm, "_PROBE_KEPT", 0.0)
+        fake.health = 404
+        assert health().status_code == 200
+        fake.health = 503
+        assert (health().status_code, health().json()) == (503, {"status": "unreachable"})
+    with serving(make_service(stand, engine=make(Fake(stand, url="http://127.0.0.1:9")))) as (url, _):
+        assert health().json() == {"status": "unreachable"}
 
 
 def failure(stand: Stand, fake: Fake) -> Failed:

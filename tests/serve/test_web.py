@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, e
 from transformers import PreTrainedTokenizerFast
 
 from del_lightning.privacy import SecureSampler, secure
+from del_lightning.serve.access import KeyLimits
 from del_lightning.serve.bundle import Bundle
 from del_lightning.serve.client import read_pieces
 from del_lightning.wire import Frame, decode_frame, encode_frame, pack
@@ -273,6 +274,8 @@ def test_a_private_completion(page: Page, trouble: list[str], address: str, stan
     write(page, TEXTS[0])
     bundle = stand.bundle()
     ids, pieces = bundle.encode(TEXTS[0])
+    assert "strongest" not in page.content()
+    assert "who also uses the context reads more" in " ".join(page.content().split())
     rehearsal = table(page)
     assert [row[0] for row in rehearsal] == pieces
     assert f"{len(ids)} tokens" in page.locator("#summary").inner_text()
@@ -329,6 +332,60 @@ def test_every_click_draws_anew_and_counts(page: Page, address: str) -> None:
     page.locator("#prompt").fill(TEXTS[0] + "!")
     expect(page.locator("#error")).to_contain_text("The privacy budget of 10000 tokens is used up: 9999 were sent.")
     expect(page.locator("#send")).to_be_disabled()
+
+
+@needs_browser
+@needs_library
+@pytest.mark.slow
+def test_what_the_server_would_refuse_is_not_sent(page: Page, address: str) -> None:
+    info = httpx.get(f"{address}/v1/info").json()
+    info["limits"] |= {"new_tokens": 40, "context": 45}
+    info["key_needed"] = True
+    page.route("**/v1/info", fulfilled(200, "application/json", json.dumps(info).encode()))
+    posts: list[Request] = []
+    page.on("request", lambda request: posts.append(request) if request.method == "POST" else None)
+    page.goto(address)
+    expect(page.locator("#prompt")).to_be_enabled()
+    assert page.locator("#max-tokens").input_value() == "40"
+    page.locator("#prompt").fill(TEXTS[0])
+    expect(page.locator("#error")).to_contain_text("Prompt and answer must have at most 45 tokens together, not ")
+    expect(page.locator("#send")).to_be_disabled()
+    page.locator("#max-tokens").fill("41")
+    assert not page.locator("#max-tokens").evaluate("field => field.validity.valid")
+    page.locator("#max-tokens").fill("5")
+    expect(page.locator("#send")).to_be_enabled()
+    page.locator("#send").click()  # the key is missing
+    assert posts == []
+    page.locator("#key").fill("secret")
+    page.locator("#send").click()
+    expect(page.locator("#answer")).to_have_attribute("data-finished", "true")
+    assert len(posts) == 1
+
+
+@needs_browser
+@needs_library
+@pytest.mark.slow
+def test_a_key_with_limits_of_its_own(page: Page, stand: Stand) -> None:
+    keys = {"small": KeyLimits(max_prompt_tokens=2), "large": KeyLimits()}
+    with serving(make_service(stand, keys=keys)) as (url, _):
+        page.goto(url)
+        write(page, TEXTS[0])
+        for key, message in (("wrong", "does not accept this key"), ("small", "takes at most 2 tokens")):
+            page.locator("#key").fill(key)
+            page.locator("#prompt").fill(TEXTS[0])
+            expect(page.locator("#send")).to_be_enabled()
+            page.locator("#send").click()
+            expect(page.locator("#error")).to_contain_text(message)
+            assert page.evaluate("localStorage.length") == 0
+        second = page.context.new_page()
+        second.goto(url)
+        write(second, TEXTS[0])
+        second.locator("#key").fill("large")
+        second.locator("#send").click()
+        expect(second.locator("#answer")).to_have_attribute("data-finished", "true")
+        expect(second.locator("#error")).to_be_hidden()
+        page.goto("about:blank")
+        second.close()
 
 
 def fulfilled(status: int, content_type: str, body: bytes) -> Any:

@@ -1,6 +1,8 @@
 """The stage: what it needs, what it loads, and a whole server process that is killed and comes back."""
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -52,6 +54,50 @@ def test_serves_the_exports_that_are_named(stand: Stand) -> None:
         serve.folders(replace(named, serve=ServeConfig(exports=["nowhere"])))
 
 
+def again(stand: Stand, root: Path, name: str, **changes: object) -> Path:
+    """A copy of the stand's export with another manifest."""
+    folder = root / "export" / name
+    shutil.copytree(stand.folders[0], folder)
+    path = folder / "server" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def test_of_the_same_setting_the_newest_is_served(
+    stand: Stand, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(stand.config, out=str(tmp_path))
+    first, second, third = (again(stand, tmp_path, name) for name in "abc")
+    for folder, day in ((first, 2), (second, 3), (third, 1)):
+        record = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(record | {"started": f"2025-01-0{day}T00:00:00+00:00"}))
+    with caplog.at_level("INFO", "del_lightning"):
+        assert serve.folders(config) == [second]
+    assert [record.left_out for record in caplog.records] == [third, first]
+    (first / "result.json").unlink()
+    assert serve.folders(config) == [second]
+    both = ServeConfig(port=0, exports=[str(first), str(second)])
+    with pytest.raises(ConfigError, match=f"must hold different settings, got {first} and {second} alike"):
+        serve.check(replace(config, serve=both))  # before the language model is loaded
+
+
+def test_an_interrupted_export_is_not_served(stand: Stand, tmp_path: Path) -> None:
+    config = replace(stand.config, out=str(tmp_path))
+    finished = again(stand, tmp_path, "b")
+    again(stand, tmp_path, "a.partial", setting="0" * 16)
+    assert serve.folders(config) == [finished]
+
+
+def test_exports_come_in_the_order_of_their_mu(stand: Stand, tmp_path: Path) -> None:
+    config = replace(stand.config, out=str(tmp_path))
+    weak = again(stand, tmp_path, "a", setting="0" * 16, mu=9.0)
+    strong = again(stand, tmp_path, "b", setting="1" * 16, mu=0.5)
+    other = again(stand, tmp_path, "c", setting="2" * 16, mu=9.0, label="A")
+    assert serve.folders(config) == [strong, other, weak]
+    named = replace(config, serve=ServeConfig(exports=[str(weak), str(strong)]))
+    assert serve.folders(named) == [weak, strong]
+
+
 def test_the_gateway_keeps_no_layers(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UPSTREAM", "secret")
     config = ServeConfig(engine="vllm", vllm_key_variable="UPSTREAM")
@@ -100,6 +146,12 @@ def test_check_finds_what_is_missing_at_once(stand: Stand, tmp_path: Path, monke
         ({"tls_cert": "a.pem"}, "`serve.tls_key` must be set together with serve.tls_cert"),
         ({"engine": "magic"}, "`serve.engine` must be one of transformers, vllm"),
         ({"port": 70_000}, "`serve.port` must be between 0 and 65535"),
+        ({"vllm_url": "127.0.0.1:8001"}, "`serve.vllm_url` must be an http or https address with a host"),
+        ({"vllm_url": "ftp://host"}, "`serve.vllm_url` must be"),
+        ({"vllm_url": "http://"}, "`serve.vllm_url` must be"),
+        ({"vllm_url": "http://host:port"}, "`serve.vllm_url` must be"),
+        ({"vllm_url": "http://[::1"}, "`serve.vllm_url` must be"),
+        ({"vllm_url": "http://ho st"}, "`serve.vllm_url` must be"),
         ({"rows": 0}, "`serve.rows` must be at least 1"),
         ({"timeout": 0.0}, "`serve.timeout` must be a positive number"),
     ],

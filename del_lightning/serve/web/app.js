@@ -11,16 +11,18 @@ const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
 let mechanism; // tables of the bundle
 let tokenizer;
 let limits; // of the server
+let virtualTokens; // of its soft prompt for this bundle
 let shown = 0; // number of the table on screen: older ones stop filling in their guesses
 let sending = false;
 
-async function fetched(path) {
-  const response = await fetch(path);
+async function fetched(path, headers = {}) {
+  const response = await fetch(path, { headers });
+  if (response.status === 401) throw new Error("The server does not accept this key.");
   if (!response.ok) throw new Error(`${path} cannot be loaded (status ${response.status})`);
   return response;
 }
 
-const json = async (path) => (await fetched(path)).json();
+const json = async (path, headers) => (await fetched(path, headers)).json();
 const bytes = async (path) => (await fetched(path)).arrayBuffer();
 
 async function loadTokenizer() {
@@ -32,7 +34,8 @@ async function loadTokenizer() {
 
 async function load() {
   const [manifest, info] = await Promise.all([json("bundle/manifest.json"), json("v1/info")]);
-  if (!info.settings.some(({ setting }) => setting === manifest.setting)) {
+  const served = info.settings.find(({ setting }) => setting === manifest.setting);
+  if (!served) {
     throw new Error(`The server does not serve the setting ${manifest.setting} of its own bundle.`);
   }
   const [library, ...tables] = await Promise.all([
@@ -41,9 +44,13 @@ async function load() {
     bytes("bundle/prior.npy"),
   ]);
   [tokenizer, limits, mechanism] = [library, info.limits, new Mechanism(manifest, ...tables)];
+  virtualTokens = served.virtual_tokens;
+  at("max-tokens").max = limits.new_tokens;
+  at("max-tokens").value = Math.min(at("max-tokens").value, limits.new_tokens);
   at("model").textContent = `${manifest.model_name} · ${manifest.label} · ${manifest.bits} bits × ${manifest.dim} a token`;
   at("statement").textContent = manifest.statement;
   at("key-label").hidden = !info.key_needed;
+  at("key").required = info.key_needed;
   at("prompt").disabled = false;
   at("prompt").focus();
 }
@@ -55,10 +62,12 @@ const piece = (id) => tokenizer.decode([id], { skip_special_tokens: false, clean
 const account = () => `del-lightning tokens sent at ${mechanism.manifest.setting}`;
 const spent = () => Number(localStorage.getItem(account()) ?? 0);
 
-/** Why these tokens cannot be sent, or an empty text. */
+/** Why these tokens cannot be sent, or an empty text; the form itself bounds what else is asked for. */
 function obstacle(ids) {
-  const { budget_tokens: budget } = mechanism.manifest;
+  const { budget_tokens: budget, prefix_ids: prefix } = mechanism.manifest;
+  const whole = virtualTokens + prefix.length + ids.length + Number(at("max-tokens").value);
   if (ids.length > limits.prompt_tokens) return `The server takes at most ${limits.prompt_tokens} tokens.`;
+  if (whole > limits.context) return `Prompt and answer must have at most ${limits.context} tokens together, not ${whole}.`;
   if (spent() + ids.length > budget) return `The privacy budget of ${budget} tokens is used up: ${spent()} were sent.`;
   return "";
 }
@@ -90,7 +99,7 @@ async function show(ids, codes) {
     recovered += guess === ids[i];
     rows[i].cells[2].textContent = piece(guess);
     rows[i].cells[2].className = guess === ids[i] ? "right" : "wrong";
-    at("phase").dataset.recovered = `The attacker names ${recovered} of ${i + 1} tokens.`;
+    at("phase").dataset.recovered = `This attack names ${recovered} of ${i + 1} tokens.`;
     at("phase").textContent = `${at("phase").dataset.what} ${at("phase").dataset.recovered}`;
   }
   at("phase").dataset.finished = String(table);
@@ -116,11 +125,12 @@ function rehearse() {
   show(ids, codes);
 }
 
+const keyHeader = () => (at("key").value ? { Authorization: `Bearer ${at("key").value}` } : {});
+
 /** The answer's pieces; an error of any kind is thrown with a message for the user. */
 async function* generate(frame) {
   const query = new URLSearchParams({ max_tokens: at("max-tokens").value, temperature: at("temperature").value });
-  const headers = { "Content-Type": "application/octet-stream" };
-  if (at("key").value) headers.Authorization = `Bearer ${at("key").value}`;
+  const headers = { "Content-Type": "application/octet-stream", ...keyHeader() };
   const response = await fetch(`v1/generate?${query}`, { method: "POST", headers, body: frame });
   if (!response.ok) {
     const answer = await response.json().catch(() => null);
@@ -138,18 +148,21 @@ async function* generate(frame) {
 async function send() {
   const text = at("prompt").value;
   const ids = encode(text);
-  if (sending || !ids.length || obstacle(ids)) return;
+  if (sending || !ids.length) return;
   sending = true;
   at("send").disabled = true;
   complain("");
   at("answer").textContent = "";
-  localStorage.setItem(account(), String(spent() + ids.length)); // written down before anything leaves
-  const codes = mechanism.release(ids);
-  const frame = encodeFrame(mechanism.manifest, codes);
-  at("phase").dataset.what = "Sent: these codes have left the device.";
-  summarize(text, ids, frame);
-  show(ids, codes);
   try {
+    if (at("key").value) ({ limits } = await json("v1/info", keyHeader())); // a key may have limits of its own
+    const possible = obstacle(ids);
+    if (possible) throw new Error(possible);
+    localStorage.setItem(account(), String(spent() + ids.length)); // written down before anything leaves
+    const codes = mechanism.release(ids);
+    const frame = encodeFrame(mechanism.manifest, codes);
+    at("phase").dataset.what = "Sent: these codes have left the device.";
+    summarize(text, ids, frame);
+    show(ids, codes);
     for await (const part of generate(frame)) at("answer").textContent += part;
   } catch (error) {
     complain(error instanceof TypeError ? "The connection to the server broke off." : error.message);
@@ -161,11 +174,13 @@ async function send() {
 }
 
 let timer;
-at("prompt").addEventListener("input", () => {
-  clearTimeout(timer);
-  at("send").disabled = true;
-  timer = setTimeout(rehearse, PAUSE);
-});
+for (const id of ["prompt", "max-tokens"]) {
+  at(id).addEventListener("input", () => {
+    clearTimeout(timer);
+    at("send").disabled = true;
+    timer = setTimeout(rehearse, PAUSE);
+  });
+}
 at("form").addEventListener("submit", (event) => {
   event.preventDefault();
   send();

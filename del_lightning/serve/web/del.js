@@ -154,7 +154,7 @@ export class Mechanism {
     return drawCodes(rows, bits, aPlus, source);
   }
 
-  /** The token id that the strongest attacker names for one token's codes: the likeliest under public frequencies. */
+  /** The best attack on a single token: the likeliest id for its codes under public frequencies, context left out. */
   invert(codes) {
     const { dim, bits, vocab_size: tokens } = this.manifest;
     const { weights, bias } = (this.attack ??= this.#prepareAttack());
