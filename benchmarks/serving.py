@@ -269,7 +269,7 @@ def serve(job: Mapping[str, Any]) -> None:
     case = Case(**job["case"])
     settings = config(Path(job["folder"]) / "runs", case.model, case.dtype, case.virtual_tokens)
     settings = replace(settings, serve=replace(settings.serve, port=job["port"]))
-    service = stage.build(settings)
+    service = stage.build(settings, stage.reserve_cores())
     for export in service.exports.values():
         export.end_ids = frozenset()
     stage.Server(service).run()

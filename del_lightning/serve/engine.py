@@ -54,12 +54,16 @@ class TransformersEngine(Engine):
         exports: Those whose soft prompts are computed in advance.
         rows: Most requests that generate at the same time.
         queue: Most requests that wait for a row.
+        threads: Processor threads that decoding uses; None leaves what torch has. See
+            :func:`del_lightning.stages.serve.reserve_cores`.
     """
 
     name = "transformers"
 
-    def __init__(self, llm: FrozenLLM, exports: list[Export], *, rows: int, queue: int) -> None:
-        self._rows, self._queue = rows, queue
+    def __init__(
+        self, llm: FrozenLLM, exports: list[Export], *, rows: int, queue: int, threads: int | None = None
+    ) -> None:
+        self._rows, self._queue, self._threads = rows, queue, threads
         self._device = llm.device
         self._tokenizer = copy.deepcopy(llm.tokenizer)  # the event loop's thread uses the other one
         self._batch = RunningBatch(llm)
@@ -120,6 +124,8 @@ class TransformersEngine(Engine):
 
     @torch.inference_mode()
     def _work(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)  # of this thread
         try:
             while self._wait():
                 self._turn()

@@ -1,5 +1,6 @@
 """The stage: what it needs, what it loads, and a whole server process that is killed and comes back."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from del_lightning.config import ServeConfig
 from del_lightning.errors import ArtifactError, ConfigError, DelError, RemoteError
@@ -96,6 +98,26 @@ def test_exports_come_in_the_order_of_their_mu(stand: Stand, tmp_path: Path) -> 
     assert serve.folders(config) == [strong, other, weak]
     named = replace(config, serve=ServeConfig(exports=[str(weak), str(strong)]))
     assert serve.folders(named) == [weak, strong]
+
+
+def test_cores_are_left_to_the_scheduler(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(3)
+        threads = serve.reserve_cores()
+        assert (threads, torch.get_num_threads()) == (3, 1)
+        engine = serve.build(stand.config, threads).engine
+        assert isinstance(engine, TransformersEngine)
+        monkeypatch.setattr(engine, "_wait", lambda: seen.append(torch.get_num_threads()))
+
+        async def start_and_stop() -> None:
+            await engine.start()
+            await engine.close()
+
+        asyncio.run(start_and_stop())
+        assert (seen, torch.get_num_threads()) == ([3], 1)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_gateway_keeps_no_layers(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
