@@ -47,7 +47,7 @@ WRONG = {
     "mechanism.mu=-1": "`mechanism.mu` must be a positive number, got -1.0",
     "model=nope": "`model=nope` is unknown; choose one of: hub, qwen2_5_7b, smollm2",
     "stage=train": "choose one of: account, attack, calibrate, codec, evaluate, export, ",
-    "experiment=nope": "one of: cpu/ptb, cpu/wikitext2, ",
+    "experiment=nope": "one of: attacks/ptb, attacks/wikitext2, ",
     "experiment=cpu/nope": "`experiment=cpu/nope` is unknown",
     "evaluate.seed=1": "`evaluate.seed` is not a setting; valid ones under `evaluate`: encoder, pooling, seeds,",
     "nope=1": "`nope` is not a setting; valid ones under `the top level`: title, schedule, seed,",
@@ -145,7 +145,7 @@ def test_help_shows_stages_groups_and_settings(run: Run) -> None:
     for stage in STAGES:
         assert f"\n    {stage} " in output or f"\n          {stage} " in output
     assert "python -m del_lightning experiment=quickstart" in output
-    assert "experiment/paper: cnn_dailymail, ptb, wikitext2" in output
+    assert "experiment/paper: cnn_dailymail, mrpc, nlu, ptb, qqp, sst2, wikitext2" in output
     assert "bits: 4" in output
 
 
