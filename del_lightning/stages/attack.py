@@ -119,9 +119,8 @@ def attacked(ws: Workspace, setting: Setting) -> AttackedSetting:
 
 def _differences(ws: Workspace, setting: Setting) -> list[AttackDifference]:
     """Optimal against nearest, and contextual against optimal: each knows all that the other one does."""
-    found = {
-        name: read for artifact in ensure(ws, setting) for read in [read_guesses(artifact)] for name in read["guesses"]
-    }
+    content = [read_guesses(artifact) for artifact in ensure(ws, setting)]
+    found = {name: read for read in content for name in read["guesses"]}
     names = (f"nearest neighbour ({ws.config.attack.metric})", BayesOptimal.name, BigramPrior.name, MARGINALS)
     return [
         AttackDifference(stronger=strong, weaker=weak, difference=_difference(found, strong, weak))

@@ -5,7 +5,7 @@ The nearest neighbour and the attackers of ``attack.worst_of`` read the same rel
 the same random numbers; one outlined curve a method serves all targets.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -71,40 +71,41 @@ def run(ws: Workspace) -> None:
                     rprint("  " + result.note)
 
 
-def nearest(config: AttackConfig) -> str:
-    """Name of the attack that matching ``nearest`` means."""
-    return f"nearest neighbour ({config.metric})"
-
-
-def attackers(ws: Workspace) -> dict[str, Attack]:
-    """The attackers of ``attack.worst_of`` by their names, with the one that matching ``nearest`` means in front."""
+def attackers(ws: Workspace) -> list[Attack]:
+    """The nearest neighbour, which matching ``nearest`` means, and the attackers of ``attack.worst_of``."""
     config = ws.config.attack
-    made: dict[str, Callable[[], NearestNeighbour | BayesOptimal | BigramPrior]] = {
+    made: dict[str, Callable[[], Attack]] = {
         "nearest": lambda: NearestNeighbour(config.metric, config.chunk),
         "nearest-l2": lambda: NearestNeighbour("l2", config.chunk),
         "bayes": lambda: BayesOptimal(ws.prior, config.chunk),
         "bigrams": lambda: BigramPrior(ws.prior, ws.bigrams),
     }
-    return {attack.name: attack for attack in (made[name]() for name in ("nearest", *config.worst_of))}
+    return [made[name]() for name in dict.fromkeys(("nearest", *config.worst_of))]
 
 
-def worst_of(ws: Workspace) -> list[str]:
+def worst_of(config: AttackConfig) -> list[str]:
     """Names of the attacks that matching ``worst`` means."""
-    named = list(attackers(ws))
-    return named if "nearest" in ws.config.attack.worst_of else named[1:]
+    names = {
+        "nearest": NearestNeighbour(config.metric).name,
+        "nearest-l2": NearestNeighbour("l2").name,
+        "bayes": BayesOptimal.name,
+        "bigrams": BigramPrior.name,
+    }
+    return list(dict.fromkeys(names[name] for name in config.worst_of))
 
 
 def _build(ws: Workspace, name: str, folder: Path) -> Outcome:
     config, method = ws.config.attack, ws.method(name)
     tokens = _rows(ws)
-    matchings = {"nearest": [nearest(config)], "worst": worst_of(ws)}
+    attacks = attackers(ws)  # once: the nearest neighbour keeps what it worked out of the vocabulary
+    matchings = {"nearest": [NearestNeighbour(config.metric).name], "worst": worst_of(config)}
     with Progress(transient=True) as progress:
         task = progress.add_task(f"calibrating {ws.title(name)}", total=None)
 
         def curve(rows: Tensor) -> SuccessCurve:
             def measure(value: float) -> Mapping[str, Tensor]:
                 progress.advance(task)
-                return hits(ws, method.at(value), rows)
+                return hits(ws, attacks, method.at(value), rows)
 
             return SuccessCurve(measure)
 
@@ -149,12 +150,12 @@ def _rows(ws: Workspace) -> Tensor:
 
 
 @torch.inference_mode()
-def hits(ws: Workspace, method: Method, tokens: Tensor) -> dict[str, Tensor]:
+def hits(ws: Workspace, attacks: Sequence[Attack], method: Method, tokens: Tensor) -> dict[str, Tensor]:
     """Which of ``tokens`` (B, L) each attacker reads: bool (B * L,), common random numbers at every call."""
     release = method.release(tokens, stream("calibrate", ws.config.seed, device=ws.device))
     lengths = torch.full((len(tokens),), tokens.shape[1])
     found: dict[str, Tensor] = {}
-    for attack in attackers(ws).values():
+    for attack in attacks:
         guesses = attack(method, release.rows(), lengths)
         found |= {name: guess[:, 0] == tokens.flatten() for name, guess in guesses.items()}
     return found

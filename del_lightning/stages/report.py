@@ -262,9 +262,10 @@ def _notes(ws: Workspace) -> list[str]:
         "Attack success counts every private token of the test prompts once; the interval is Clopper-Pearson.",
     ]
     if "worst" in ws.config.matching:
+        highest = ", ".join(calibrate.worst_of(ws.config.attack))
         notes.append(
-            f"Matched by worst-case ASR: the highest of {', '.join(calibrate.worst_of(ws))} meets the target on "
-            "validation text. The column of the worst attack may hold stronger ones, and so pass the target."
+            f"Matched by worst-case ASR: the highest of {highest} meets the target on validation text. The column of "
+            "the worst attack may hold stronger ones, and so pass the target."
         )
     if "guarantee" in ws.config.matching:
         notes.append(

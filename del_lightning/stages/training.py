@@ -144,13 +144,19 @@ def fit(
         )
         resume = last.path if last.path.exists() else None
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    score = _take_best(module, best, folder)
+    # Lightning leaves everything, the shared language model too, on the CPU.
+    module.to(pick_device(config))
+    return Fit(history.rows, trainer.global_step, score)
+
+
+def _take_best(module: FrozenBackboneModule, best: ModelCheckpoint, folder: Path) -> float:
+    """Give the module its best weights; returns what they scored."""
     if best.best_model_score is None:  # Lightning forgets the best so far when a resumed run finds another folder name.
         raise ArtifactError(f"{folder} must hold the best validation of its run, got none: was it moved? Delete it")
     checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
-    # Lightning leaves everything, the shared language model too, on the CPU.
-    module.to(pick_device(config))
-    return Fit(history.rows, trainer.global_step, float(best.best_model_score))
+    return float(best.best_model_score)
 
 
 EXPECTED = (

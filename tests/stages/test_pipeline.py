@@ -289,7 +289,15 @@ def test_worst_case_may_mean_any_cheap_attack(finished: Path, model: Path, encod
     found = calibrate.calibration(workspace, "del").found
     assert calibrate.ensure(workspace, "del").key != default
     assert found["nearest"][0].attacks == ["nearest neighbour (cosine)"]
-    assert found["worst"][0].attacks == calibrate.worst_of(workspace) == ["bigram prior"]
+    assert found["worst"][0].attacks == calibrate.worst_of(workspace.config.attack) == ["bigram prior"]
+
+
+def test_worst_case_of_the_nearest_neighbours_own_metric_is_itself() -> None:
+    assert calibrate.worst_of(AttackConfig(metric="l2", worst_of=["nearest-l2"])) == ["nearest neighbour (l2)"]
+    assert calibrate.worst_of(AttackConfig(metric="l2", worst_of=["nearest", "nearest-l2"])) == [
+        "nearest neighbour (l2)"
+    ]
+    assert calibrate.worst_of(AttackConfig()) == ["nearest neighbour (cosine)", "Bayes-optimal"]
 
 
 def test_what_is_missing_is_found_before_any_work(model: Path, encoder: Path, tmp_path: Path) -> None:

@@ -9,15 +9,17 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from del_lightning.callbacks import AttackMonitor, CommunicationMonitor, PrivacyMonitor
 from del_lightning.config import CodecConfig, PromptConfig, TrainerConfig
 from del_lightning.data import Batch
+from del_lightning.errors import ArtifactError
 from del_lightning.llm import FrozenLLM
 from del_lightning.modules import CodecTraining, PromptTuning
 from del_lightning.split import SplitModel
-from del_lightning.stages.training import Fit, fit
+from del_lightning.stages.training import Fit, _take_best, fit
 from tests.modules.factory import data_for, split_for
 
 Factory = Callable[..., FrozenLLM]
@@ -224,3 +226,9 @@ def test_time_of_killed_attempts_is_left_for_the_record(tiny_llm: Factory, tmp_p
     train(tiny_llm(), tmp_path)
     # The last attempt is timed by whoever called.
     assert float((tmp_path / "seconds.txt").read_text()) == after_two
+
+
+def test_a_run_that_lost_its_best_validation_says_so(tmp_path: Path) -> None:
+    nothing = ModelCheckpoint(tmp_path, monitor="val/perplexity")
+    with pytest.raises(ArtifactError, match="must hold the best validation of its run, got none"):
+        _take_best(torch.nn.Identity(), nothing, tmp_path)
