@@ -645,6 +645,10 @@ class NluConfig:
         return {way: self.fronts_of.get(way, self.fronts) for way in self.ways}
 
 
+PRECISIONS = ("32-true", "bf16-mixed")
+"""Lightning's names of the precisions that training knows."""
+
+
 @dataclass
 class TrainerConfig:
     """How lightning's Trainer runs, on one device."""
@@ -652,6 +656,9 @@ class TrainerConfig:
     accelerator: str = "auto"
     """auto (CUDA where there is one), cuda or cpu."""
     accumulate_grad_batches: int = 1
+    precision: str = "32-true"
+    """32-true, or bf16-mixed: the frozen LLM computes in bfloat16 while prompts, adapters and denoisers train; what
+    is trained, the front-end, the codec, attacks and evaluation stay in float32 (or `model.dtype`)."""
     progress_bar: bool = True
     checkpoint_every: int = 25
     """Training steps between two resumable checkpoints."""
@@ -661,6 +668,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         _one_of("trainer.accelerator", self.accelerator, ("auto", "cuda", "cpu"))
+        _one_of("trainer.precision", self.precision, PRECISIONS)
         for key in ("accumulate_grad_batches", "checkpoint_every", "log_every"):
             _at_least(f"trainer.{key}", getattr(self, key), 1)
         _at_least("trainer.attack_every", self.attack_every, 0)

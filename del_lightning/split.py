@@ -25,6 +25,11 @@ from del_lightning.prompt import SoftPrompt
 from del_lightning.seeding import stream
 
 
+def _full_precision(device: torch.device) -> torch.autocast:
+    """The front-end's arithmetic is not the trainer's to round: its law is that of the accountant."""
+    return torch.autocast(device.type, enabled=False)
+
+
 class SplitModel(nn.Module):
     """A frozen LLM behind a private front-end, with an optional soft prompt.
 
@@ -43,10 +48,11 @@ class SplitModel(nn.Module):
     def release(self, batch: Batch, generator: torch.Generator | None = None) -> Release:
         """The device's half: release a batch's private tokens, row by row, as one sequence (1, N, ...)."""
         assert self.method is not None
-        if self.method.per_sequence:
-            rows = zip(batch.input_ids, batch.private_mask, strict=True)
-            return Release.concatenate([self.method.release(ids[mask][None], generator) for ids, mask in rows])
-        return self.method.release(batch.input_ids[batch.private_mask][None], generator)
+        with _full_precision(batch.input_ids.device):
+            if self.method.per_sequence:
+                rows = zip(batch.input_ids, batch.private_mask, strict=True)
+                return Release.concatenate([self.method.release(ids[mask][None], generator) for ids, mask in rows])
+            return self.method.release(batch.input_ids[batch.private_mask][None], generator)
 
     def release_examples(self, batch: Batch, seed: int) -> Release:
         """Like :meth:`release`, with one noise stream an example, so that batching cannot change the noise."""
@@ -63,7 +69,8 @@ class SplitModel(nn.Module):
         embeddings = self.llm.embed(batch.input_ids)
         if release is None or self.method is None:
             return embeddings
-        restored = self.method.restore(release).flatten(0, 1).to(embeddings.dtype)
+        with _full_precision(embeddings.device):
+            restored = self.method.restore(release).flatten(0, 1).to(embeddings.dtype)
         return embeddings.masked_scatter(batch.private_mask[..., None], restored)
 
     def prepend_prompt(self, embeddings: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

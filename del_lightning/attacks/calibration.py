@@ -189,8 +189,8 @@ class _Search:
 
     def run(self, resolution: float, guess: float | None, rise: float | None = None) -> None:
         if guess is None:
-            self.curve(self.floor)
-            self.curve(self.ceiling)
+            if self.accepts(self.floor):  # the ceiling would say nothing more, and is the costliest value for some
+                self.curve(self.ceiling)
         else:
             self._surround(guess, rise, resolution)
         low, high = self.bracket()

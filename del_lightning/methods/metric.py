@@ -98,7 +98,7 @@ class MetricDPReleased(_Metric):
     """As SnD's code has it: a radius and a factor U(-1, 1) drawn for every coordinate; see CoordinateNoise."""
 
     name = "metric-dp-snd"
-    parameter_range = (0.1, 1e6)
+    parameter_range = (0.1, 1e5)
     noise: CoordinateNoise
 
     def _set(self, value: float) -> None:

@@ -120,7 +120,7 @@ def _trained(ws: Workspace, setting: Setting, folder: Path) -> Attack:
     torch.manual_seed(stream_seed("inverter", ws.config.seed))
     inverter = Inverter(ws.embedding_table, ws.prior, config, ws.bigrams if config.neighbours else None)
     module = InverterTraining(build_method(ws, setting), inverter, config, ws.config.seed)
-    module.keep_the_better(fit(module, data, ws.config.trainer, folder).best)
+    module.keep_the_better(fit(module, data, ws.config.trainer, folder, full_precision=True).best)
     return TrainedInverter(inverter)
 
 

@@ -39,9 +39,9 @@ from del_lightning.prompt import SoftPrompt
 from del_lightning.report.schema import Estimate
 from del_lightning.seeding import stream_seed
 from del_lightning.split import SplitModel
+from del_lightning.stages import training
 from del_lightning.stages.setting import Setting, build_method, method_key
 from del_lightning.stages.settings import settings
-from del_lightning.stages.training import Fit, fit
 from del_lightning.stages.workspace import Workspace
 
 SCORES = "scores.json"
@@ -133,7 +133,7 @@ def ensure(task: NluTask, variant: str, front: Front, seed: int) -> Artifact:
         "variant": variant,
         "schedule": _schedule(task, variant),
         "seed": seed,
-        "accumulate": task.ws.config.trainer.accumulate_grad_batches,
+        **training.determined_by(task.ws.config.trainer),
     }
     return task.ws.store.get("nlu", determined_by, lambda folder: _Run(task, variant, front, seed, folder).outcome())
 
@@ -316,10 +316,10 @@ class _Run:
         self.trained[holder] += sum(parameter.numel() for parameter in head.parameters())
         return head.eval()
 
-    def _fit(self, module: FrozenBackboneModule, batch_size: int) -> Fit:
+    def _fit(self, module: FrozenBackboneModule, batch_size: int) -> training.Fit:
         data = GlueDataModule(self.task.data, batch_size, self.seed)
         ws = self.task.ws
-        result = fit(module, data, ws.config.trainer, self.folder, logger=ws.logger(self.slug))
+        result = training.fit(module, data, ws.config.trainer, self.folder, logger=ws.logger(self.slug))
         self.steps, self.history = result.steps, result.history
         return result
 

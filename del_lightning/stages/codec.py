@@ -82,6 +82,8 @@ def _build(ws: Workspace, folder: Path) -> Outcome:
             ws.config.trainer,
             folder,
             logger=ws.logger("codec"),
+            # Its numbers decide what is released: the same codec, and calibrations, at every training precision.
+            full_precision=True,
         )
         outcome.history = result.history
         outcome.metrics["val/perplexity"] = Estimate(value=result.best, n=ws.config.data.validation_blocks)

@@ -19,9 +19,9 @@ from del_lightning.prompt import SoftPrompt
 from del_lightning.report.schema import Estimate
 from del_lightning.split import SplitModel
 from del_lightning.stages import codec as codec_stage
+from del_lightning.stages import training
 from del_lightning.stages.setting import Setting, build_method, method_key
 from del_lightning.stages.settings import settings, soft_prompts
-from del_lightning.stages.training import fit
 from del_lightning.stages.workspace import Workspace
 
 
@@ -33,7 +33,7 @@ def ensure(ws: Workspace, setting: Setting) -> Artifact:
         "prompt": asdict(ws.config.prompt),
         "data": ws.data.fingerprint,
         "seed": ws.config.seed,
-        "accumulate": ws.config.trainer.accumulate_grad_batches,
+        **training.determined_by(ws.config.trainer),
     }
     return ws.store.get("prompt", determined_by, lambda folder: _build(ws, setting, folder))
 
@@ -64,7 +64,7 @@ def _build(ws: Workspace, setting: Setting, folder: Path) -> Outcome:
     prompt = SoftPrompt.from_text(config.init_text, config.virtual_tokens, ws.llm)
     split = SplitModel(ws.llm, method, prompt)
     torch.manual_seed(ws.config.seed)
-    result = fit(
+    result = training.fit(
         PromptTuning(split, config, ws.config.seed),
         ws.data,
         ws.config.trainer,

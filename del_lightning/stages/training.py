@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -30,6 +31,13 @@ def pick_device(config: TrainerConfig) -> torch.device:
     if config.accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError("`trainer.accelerator` must be auto or cpu on a machine without CUDA, got 'cuda'")
     return torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def determined_by(config: TrainerConfig) -> dict[str, Any]:
+    """What of the trainer's settings determines a trained part, for its key."""
+    # A default is no part of the key: what was trained before there was a choice stays valid.
+    precision = {} if config.precision == TrainerConfig().precision else {"precision": config.precision}
+    return {"accumulate": config.accumulate_grad_batches, **precision}
 
 
 @dataclass(frozen=True)
@@ -103,10 +111,12 @@ def fit(
     *,
     callbacks: Sequence[L.Callback] = (),
     logger: Logger | bool = False,
+    full_precision: bool = False,
 ) -> Fit:
     """Train ``module`` by its own schedule, resuming from ``folder`` if a run was interrupted there.
 
-    The module ends with the weights of its best validation.
+    The module ends with the weights of its best validation. ``full_precision`` trains in float32 whatever the
+    configuration says.
 
     Raises:
         ArtifactError: The run was resumed in a folder of another name, which lost its best validation.
@@ -128,6 +138,7 @@ def fit(
         trainer = L.Trainer(
             accelerator=pick_device(config).type,
             devices=1,
+            precision=cast(Any, "32-true" if full_precision else config.precision),
             max_steps=schedule.steps,
             accumulate_grad_batches=config.accumulate_grad_batches,
             gradient_clip_val=schedule.gradient_clip,
