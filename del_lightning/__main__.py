@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from del_lightning import ranks
 from del_lightning.config import Config, register_schemas
 from del_lightning.errors import DelError
 
@@ -45,6 +46,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    ranks.silence_followers()
     register_schemas()
     application = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(_run_or_exit)
     try:
@@ -67,7 +69,8 @@ def _run_or_exit(settings: DictConfig) -> None:
 
 
 def _exit(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    speaker = "" if ranks.is_first() else f" (rank {ranks.rank()})"
+    print(f"error{speaker}: {message}", file=sys.stderr)
     sys.exit(USER_ERROR)
 
 

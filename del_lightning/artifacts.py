@@ -14,6 +14,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -26,6 +27,7 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
+from del_lightning import ranks
 from del_lightning.errors import ArtifactError
 from del_lightning.report.schema import Environment, Estimate, StageResult
 
@@ -35,7 +37,7 @@ CODE_VERSION = 3
 PARTIAL = ".partial"
 """Suffix of the folder of an artefact that is being built."""
 
-SCRATCH = ("*.ckpt", "*.tmp", "seconds.txt")
+SCRATCH = ("*.ckpt", "*.tmp", "seconds.txt", "ranks.txt")
 """Files that only serve to resume an interrupted build."""
 
 PACKAGES = ("del-lightning", "torch", "lightning", "transformers", "torchmetrics", "datasets", "numpy", "scipy")
@@ -90,19 +92,33 @@ class ArtifactStore:
         self.root = Path(root)
         self.config = dict(config)
 
-    def get(self, stage: str, determined_by: Mapping[str, Any], build: Callable[[Path], Outcome]) -> Artifact:
+    def get(
+        self,
+        stage: str,
+        determined_by: Mapping[str, Any],
+        build: Callable[[Path], Outcome],
+        *,
+        together: bool = False,
+    ) -> Artifact:
         """Return the artefact, building it first if it does not exist yet.
+
+        Rank 0 builds; other ranks wait, or take part in what all train together.
 
         Args:
             stage: Name of the stage's folder.
             determined_by: JSON-able description of everything the result depends on.
             build: Writes its files into the folder it is given (which may hold those of an interrupted attempt).
+            together: All ranks call ``build``, which trains; it ends in :class:`~del_lightning.ranks.Followed` on
+                all but rank 0.
 
         Raises:
             ArtifactError: A finished artefact's record cannot be read.
         """
         key = key_of(determined_by)
         folder = self.root / stage / key
+        if not ranks.is_first():
+            _follow(folder, build if together else None)
+            return Artifact(folder, read_result(folder))
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "result.json").exists():
@@ -116,6 +132,7 @@ class ArtifactStore:
         partial.mkdir(exist_ok=True)
         # The record comes last: where it is, a kill hit what follows here, and the build itself is complete.
         if not (partial / "result.json").exists():
+            write_text(ranks.call_path(partial), ranks.launch_name())
             self._record(stage, key, determined_by, partial, build)
         for pattern in SCRATCH:
             for file in partial.glob(pattern):
@@ -141,6 +158,18 @@ class ArtifactStore:
         )
         write_text(partial / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
         write_json(partial / "result.json", result)
+
+
+def _follow(folder: Path, build: Callable[[Path], Outcome] | None) -> None:
+    """Wait for rank 0's artefact; when rank 0 calls to train it together, do this rank's part first."""
+    partial = folder.with_suffix(PARTIAL)
+    while not (folder / "result.json").exists():
+        if build is not None and ranks.is_called(partial):
+            with suppress(ranks.Followed):
+                build(partial)
+            build = None
+        else:
+            ranks.wait()
 
 
 def read_result(folder: Path) -> StageResult:

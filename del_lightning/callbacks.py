@@ -31,6 +31,15 @@ def at_step(trainer: L.Trainer, batch_idx: int, every: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step % every == 0
 
 
+def sum_over_ranks(trainer: L.Trainer, *counts: int) -> list[int]:
+    """Whole numbers, each summed over the ranks."""
+    if trainer.world_size == 1:
+        return list(counts)
+    device = trainer.strategy.root_device
+    total = trainer.strategy.reduce(torch.tensor(counts, device=device), reduce_op="sum")
+    return [int(count) for count in total]
+
+
 class PrivacyMonitor(L.Callback):
     """Logs mu a token with the exact epsilons and attack bounds of a token and a prompt; prints the statement once.
 
@@ -75,7 +84,7 @@ class CommunicationMonitor(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Count this rank's private tokens; the log averages over ranks."""
+        """Count the private tokens; megabytes are those of all ranks."""
         method = _method_of(pl_module)
         if method is None:
             return
@@ -85,7 +94,7 @@ class CommunicationMonitor(L.Callback):
         self.bits += method.payload_bits(one_token) * tokens
         values = {
             "communication/bits_per_token": self.bits / self.tokens,
-            "communication/megabytes_sent": self.bits / 8e6,
+            "communication/megabytes_sent": sum_over_ranks(trainer, self.bits)[0] / 8e6,
         }
         pl_module.log_dict(values, batch_size=len(batch.input_ids))
 
@@ -122,7 +131,7 @@ class AttackMonitor(L.Callback):
         truth = batch.input_ids[batch.private_mask]
         name = ("attack-monitor", trainer.global_step, trainer.global_rank)
         hits = self.hits(method, truth, stream(*name, device=truth.device))
-        rate = clopper_pearson(hits, truth.numel())
+        rate = clopper_pearson(*sum_over_ranks(trainer, hits, truth.numel()))
         values = {"attack/nn_asr": rate.value, "attack/nn_asr_low": rate.low, "attack/nn_asr_high": rate.high}
         pl_module.log_dict(values, batch_size=len(batch.input_ids))  # type: ignore[arg-type]
 

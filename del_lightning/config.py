@@ -645,16 +645,25 @@ class NluConfig:
         return {way: self.fronts_of.get(way, self.fronts) for way in self.ways}
 
 
+STRATEGIES = ("ddp", "fsdp")
 PRECISIONS = ("32-true", "bf16-mixed")
 """Lightning's names of the precisions that training knows."""
 
 
 @dataclass
 class TrainerConfig:
-    """How lightning's Trainer runs, on one device."""
+    """How lightning's Trainer runs: devices, precision, checkpoints."""
 
     accelerator: str = "auto"
     """auto (CUDA where there is one), cuda or cpu."""
+    devices: int = 1
+    """Processes of one machine that train together, one a device (on a CPU, its cores shared between them). Batch
+    sizes are those of one process. Calibration, attacks and evaluation run on the first device alone."""
+    num_nodes: int = 1
+    """Machines; each starts its processes by torchrun or SLURM."""
+    strategy: str = "ddp"
+    """Of several devices. ddp: each holds the whole frozen LLM; fsdp: its layers are spread over all of them, gathered
+    one at a time. What trains is small and lies on every device either way."""
     accumulate_grad_batches: int = 1
     precision: str = "32-true"
     """32-true, or bf16-mixed: the frozen LLM computes in bfloat16 while prompts, adapters and denoisers train; what
@@ -669,7 +678,8 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         _one_of("trainer.accelerator", self.accelerator, ("auto", "cuda", "cpu"))
         _one_of("trainer.precision", self.precision, PRECISIONS)
-        for key in ("accumulate_grad_batches", "checkpoint_every", "log_every"):
+        _one_of("trainer.strategy", self.strategy, STRATEGIES)
+        for key in ("devices", "num_nodes", "accumulate_grad_batches", "checkpoint_every", "log_every"):
             _at_least(f"trainer.{key}", getattr(self, key), 1)
         _at_least("trainer.attack_every", self.attack_every, 0)
 

@@ -86,6 +86,9 @@ class FrozenLLM(nn.Module):
         self._takes_positions = "position_ids" in parameters
         self._keeps_logits = "logits_to_keep" in parameters
         self._table: Tensor | None = None
+        self.reuses_starts = True
+        """Whether a start that all sequences share runs once. Its gradients then flow through keys and values alone,
+        which what hooks into the layers' outputs (FSDP) does not see."""
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever the surrounding module does: dropout would add noise of its own."""
@@ -145,7 +148,7 @@ class FrozenLLM(nn.Module):
         """
         inputs_embeds, attention_mask, keep = _pad_left(inputs_embeds.to(self.dtype), attention_mask, keep)
         cache = None
-        if shared and len(keep) > 1 and self.shares_states and bool(attention_mask.all()):
+        if shared and len(keep) > 1 and self.reuses_starts and self.shares_states and bool(attention_mask.all()):
             cache = self._shared_start(inputs_embeds[:1, :shared], len(keep))
             inputs_embeds, keep = inputs_embeds[:, shared:], keep[:, shared:]
         return self._kept(inputs_embeds, keep, attention_mask, cache)[1]
@@ -164,7 +167,7 @@ class FrozenLLM(nn.Module):
         """
         inputs_embeds, attention_mask = _pad_right(inputs_embeds.to(self.dtype), attention_mask)
         cache = None
-        if shared and len(inputs_embeds) > 1 and self.shares_states:
+        if shared and len(inputs_embeds) > 1 and self.reuses_starts and self.shares_states:
             cache = self._shared_start(inputs_embeds[:1, :shared], len(inputs_embeds))
             inputs_embeds, attention_mask = inputs_embeds[:, shared:], attention_mask[:, shared:]
         ends = attention_mask.long().sum(dim=1, keepdim=True) - 1

@@ -45,5 +45,7 @@ class AttackSuccessRate(Metric):
 
     def estimate(self) -> Estimate:
         """Rate with its 95% Clopper-Pearson interval, over all processes (call it on each of them)."""
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=not self._is_synced):
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute and not self._is_synced
+        ):
             return clopper_pearson(int(self.hits), int(self.n))

@@ -5,6 +5,7 @@ Values of different encoders cannot be compared, so the encoder's name is part o
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +130,7 @@ class Coherence(Metric):
 
     Args:
         encoder: The sentence encoder.
+        kwargs: Those of every torchmetrics metric.
     """
 
     full_state_update = False
@@ -136,8 +138,8 @@ class Coherence(Metric):
     higher_is_better = True
     cosines: list[Tensor]
 
-    def __init__(self, encoder: SentenceEncoder) -> None:
-        super().__init__()
+    def __init__(self, encoder: SentenceEncoder, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.encoder = encoder
         self.name = f"coherence ({encoder.name}, {encoder.pooling})"
         self.add_state("cosines", default=[], dist_reduce_fx="cat")
@@ -160,7 +162,9 @@ class Coherence(Metric):
 
     def values(self) -> Tensor:
         """Cosine of every pair, in the order of the updates, over all processes (call it on each)."""
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=not self._is_synced):
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute and not self._is_synced
+        ):
             return self._merged()
 
     def _merged(self) -> Tensor:

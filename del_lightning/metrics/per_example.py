@@ -1,6 +1,7 @@
 """Metrics that are a ratio of sums and keep each example's share, so that intervals can resample examples."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ class PerExampleMetric(Metric):
 
     Args:
         examples: E, at least 1.
+        kwargs: Those of every torchmetrics metric.
 
     Raises:
         ConfigError: ``examples`` is below 1.
@@ -30,8 +32,8 @@ class PerExampleMetric(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, examples: int) -> None:
-        super().__init__()
+    def __init__(self, examples: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if examples < 1:
             raise ConfigError(f"`examples` must be at least 1, got {examples!r}")
         # float64: sums over millions of tokens.
@@ -48,7 +50,9 @@ class PerExampleMetric(Metric):
 
     def per_example(self) -> tuple[Tensor, Tensor]:
         """Sums of values (E,) float64 and numbers of rows (E,) long, over all processes (call it on each)."""
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=not self._is_synced):
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute and not self._is_synced
+        ):
             return self.total.clone(), self.count.clone()
 
     def _estimate(self, transform: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None) -> Estimate:

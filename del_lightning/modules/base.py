@@ -76,8 +76,24 @@ class FrozenBackboneModule(L.LightningModule, ABC):
         """One step: the stream is named by the batch's place in training, so that a resumed run repeats it."""
         accumulate = self.trainer.accumulate_grad_batches
         loss = self.loss(batch, self.noise("train", self.global_step * accumulate + batch_idx % accumulate))
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.input_ids))
+        loss = loss * self._weight(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.input_ids), sync_dist=self._together)
         return loss
+
+    @property
+    def _together(self) -> bool:
+        return self.trainer.world_size > 1
+
+    def _weight(self, batch: Batch) -> float:
+        """This rank's share of what the global batch scores, times the ranks.
+
+        Gradients are averaged over ranks; so weighted, they are those of one process with the global batch.
+        """
+        if not self._together:
+            return 1.0
+        scored = self.scored(batch)
+        total = self.trainer.strategy.reduce(torch.tensor(float(scored), device=self.device), reduce_op="sum")
+        return scored * self.trainer.world_size / float(total)
 
     def on_validation_epoch_start(self) -> None:
         """Start the weighted sum."""
@@ -91,7 +107,7 @@ class FrozenBackboneModule(L.LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         """Log the figure over all ranks."""
         total, count = self.trainer.strategy.reduce(self.validation_sum, reduce_op="sum")
-        self.log(self.monitor, self.score(total / count).float(), prog_bar=True)
+        self.log(self.monitor, self.score(total / count).float(), prog_bar=True, sync_dist=self._together)
 
 
 def warmup_then_linear_decay(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> LRSchedulerConfigType:

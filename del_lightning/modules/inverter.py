@@ -60,7 +60,7 @@ class InverterTraining(FrozenBackboneModule):
         """Log the perplexity over all ranks."""
         own, exact, count = self.trainer.strategy.reduce(self.validation_nll, reduce_op="sum")
         self.start_perplexity = float((exact / count).exp())
-        self.log("val/perplexity", (own / count).exp().float(), prog_bar=True)
+        self.log("val/perplexity", (own / count).exp().float(), prog_bar=True, sync_dist=self._together)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the start's perplexity beside the weights: a run that was resumed after its last validation needs it."""

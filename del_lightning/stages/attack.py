@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def _ensure_one(ws: Workspace, setting: Setting, attacker: Attacker) -> Artifact
         # The releases that evaluation sees under its first seed; one a token keeps the n tokens distinct.
         "seed": ws.config.evaluate.seeds[0],
     }
-    return ws.store.get("attack", determined_by, lambda folder: _build(ws, setting, attacker, folder))
+    build = partial(_build, ws, setting, attacker)
+    return ws.store.get("attack", determined_by, build, together=attacker.trains)
 
 
 def rates(ws: Workspace, setting: Setting) -> dict[str, Estimate]:

@@ -35,6 +35,7 @@ class Attacker:
         single: Whether it looks at one position at a time, so that the certified bound holds for it.
         settings: JSON-able settings that its success depends on.
         make: Builds (and trains or tunes, where needed) the attack on a setting; the folder survives interruptions.
+        trains: Whether ``make`` trains with Lightning, which all ranks do together.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Attacker:
     single: bool
     settings: dict[str, Any]
     make: Callable[[Setting, Path], Attack]
+    trains: bool = False
 
     def determined_by(self, setting: Setting) -> dict[str, Any]:
         """The attacker's part of an artefact's key."""
@@ -110,7 +112,7 @@ def _inverter(ws: Workspace) -> Attacker:
         "seed": ws.config.seed,
         "accumulate": ws.config.trainer.accumulate_grad_batches,
     }
-    return Attacker("inverter", ws.config.attack.prompts, False, training, make)
+    return Attacker("inverter", ws.config.attack.prompts, False, training, make, trains=True)
 
 
 @torch.enable_grad()  # The stage attacks without gradients; this attacker trains first.

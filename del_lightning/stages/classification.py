@@ -135,7 +135,12 @@ def ensure(task: NluTask, variant: str, front: Front, seed: int) -> Artifact:
         "seed": seed,
         **training.determined_by(task.ws.config.trainer),
     }
-    return task.ws.store.get("nlu", determined_by, lambda folder: _Run(task, variant, front, seed, folder).outcome())
+
+    def build(folder: Path) -> Outcome:
+        return _Run(task, variant, front, seed, folder).outcome()
+
+    # A head alone learns from cached states, outside of Lightning's Trainer.
+    return task.ws.store.get("nlu", determined_by, build, together=variant != "linear")
 
 
 def read_scores(artifact: Artifact) -> dict[str, list[float]]:

@@ -24,7 +24,8 @@ def needed(ws: Workspace) -> bool:
 
 def ensure(ws: Workspace) -> Artifact:
     """Return the codec's artefact, training it if it does not exist."""
-    return ws.store.get("codec", determined_by(ws), lambda folder: _build(ws, folder))
+    trains = ws.config.codec.steps > 0
+    return ws.store.get("codec", determined_by(ws), lambda folder: _build(ws, folder), together=trains)
 
 
 def load(ws: Workspace) -> LinearCodec:

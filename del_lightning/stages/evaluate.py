@@ -140,7 +140,9 @@ def _seeds(ws: Workspace, split: SplitModel) -> Sequence[int]:
 def _teacher_forced(ws: Workspace, split: SplitModel, name: str) -> dict[str, Any]:
     """NLL and agreement with the clean model at the continuation's positions, a prompt, summed over seeds."""
     prompts = len(ws.data.prompts())
-    perplexity, agreement = ConditionalPerplexity(prompts).to(ws.device), NextTokenAgreement(prompts).to(ws.device)
+    # Rank 0 evaluates everything alone: nothing is spread over ranks that would have to be gathered.
+    perplexity = ConditionalPerplexity(prompts, sync_on_compute=False).to(ws.device)
+    agreement = NextTokenAgreement(prompts, sync_on_compute=False).to(ws.device)
     batches = list(zip(ws.data.test_dataloader(), ws.clean_choices, strict=True))
     for batch, expected in track(batches, description=f"{name}: perplexity", transient=True):
         batch = batch.to(ws.device)
@@ -178,7 +180,7 @@ def _continuations(ws: Workspace, split: SplitModel, name: str) -> list[list[str
 def _coherence(ws: Workspace, continuations: list[list[str]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Cosine between continuation and reference, averaged over seeds: (prompts,)."""
     references = _references(ws)
-    metric = Coherence(ws.encoder)
+    metric = Coherence(ws.encoder, sync_on_compute=False)
     for texts in continuations:
         metric.update(texts, references)
     by_seed = np.array(metric.values().tolist()).reshape(len(continuations), -1)

@@ -15,6 +15,7 @@ import torch
 from rich import print as rprint
 from rich.console import Console
 
+from del_lightning import ranks
 from del_lightning.artifacts import Artifact, Outcome, capture_environment
 from del_lightning.attacks import AttributeInference, Texts
 from del_lightning.data.corpora import check_corpus
@@ -61,8 +62,12 @@ def check(ws: Workspace) -> None:
         raise ConfigError(f"`targets` must hold a success rate to which {', '.join(searched)} are calibrated, got []")
 
 
-def run(ws: Workspace) -> Path:
-    """Train and evaluate what is missing, then write the report; returns the page's path."""
+def run(ws: Workspace) -> Path | None:
+    """Train and evaluate what is missing, then write the report.
+
+    Returns:
+        The page's path; None on a rank other than 0, which has nothing to write.
+    """
     task = NluTask(ws)
     runs = list(_runs(task))
     seeds = ws.config.nlu.seeds
@@ -74,6 +79,8 @@ def run(ws: Workspace) -> Path:
             f"{done + 1}/{len(seeds) * len(runs)} {variant}, {front.setting.label}, seed {seed}: accuracy "
             f"{figures['accuracy'].value:.3f}, AUC {figures['auc'].value:.3f} ({artifact.result.wall_seconds:.0f} s)"
         )
+    if not ranks.is_first():
+        return None
     board = leaderboard(task, runs)
     page = write_nlu_report(ws.store.root / "report" / slug_of(ws.config.title), board)
     if ws.config.logger.kind == "wandb":

@@ -35,7 +35,7 @@ def ensure(ws: Workspace, setting: Setting) -> Artifact:
         "seed": ws.config.seed,
         **training.determined_by(ws.config.trainer),
     }
-    return ws.store.get("prompt", determined_by, lambda folder: _build(ws, setting, folder))
+    return ws.store.get("prompt", determined_by, lambda folder: _build(ws, setting, folder), together=True)
 
 
 def load(ws: Workspace, setting: Setting) -> SoftPrompt:

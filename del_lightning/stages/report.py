@@ -27,6 +27,7 @@ from del_lightning.report.schema import (
     Sample,
     TrainingCurve,
 )
+from del_lightning import ranks
 from del_lightning.stages import attack, calibrate, codec, evaluate, prompt
 from del_lightning.stages.setting import Setting, build_method, row_label
 from del_lightning.stages.settings import levels, settings, soft_prompts
@@ -36,8 +37,14 @@ GALLERY = 2
 """Prompts of which the page shows what every attack recovers."""
 
 
-def run(ws: Workspace) -> Path:
-    """Write the report of everything this configuration asks for, and print its table; returns the page's path."""
+def run(ws: Workspace) -> Path | None:
+    """Write the report of everything this configuration asks for, and print its table.
+
+    Returns:
+        The page's path; None on a rank other than 0, which has nothing to write.
+    """
+    if not ranks.is_first():
+        return None
     found = settings(ws)
     board = leaderboard(ws, found)
     folder = ws.store.root / "report" / slug_of(ws.config.title)

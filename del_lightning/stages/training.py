@@ -14,12 +14,14 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
+from del_lightning import ranks
 from del_lightning.artifacts import write_text
 from del_lightning.callbacks import History, at_step
 from del_lightning.config import TrainerConfig
 from del_lightning.data import Batch
 from del_lightning.errors import ArtifactError, ConfigError
 from del_lightning.modules.base import FrozenBackboneModule
+from del_lightning.strategies import strategy
 
 
 def pick_device(config: TrainerConfig) -> torch.device:
@@ -30,14 +32,20 @@ def pick_device(config: TrainerConfig) -> torch.device:
     """
     if config.accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError("`trainer.accelerator` must be auto or cpu on a machine without CUDA, got 'cuda'")
-    return torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    cuda = config.accelerator != "cpu" and torch.cuda.is_available()
+    if cuda and config.devices > torch.cuda.device_count():
+        raise ConfigError(
+            f"`trainer.devices` must be at most the {torch.cuda.device_count()} of this machine, got {config.devices}"
+        )
+    return torch.device("cuda", ranks.local_rank()) if cuda else torch.device("cpu")
 
 
 def determined_by(config: TrainerConfig) -> dict[str, Any]:
     """What of the trainer's settings determines a trained part, for its key."""
     # A default is no part of the key: what was trained before there was a choice stays valid.
     precision = {} if config.precision == TrainerConfig().precision else {"precision": config.precision}
-    return {"accumulate": config.accumulate_grad_batches, **precision}
+    together = config.devices * config.num_nodes
+    return {"accumulate": config.accumulate_grad_batches, **precision, **({} if together == 1 else {"ranks": together})}
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,7 @@ def fit(
 
     Raises:
         ArtifactError: The run was resumed in a folder of another name, which lost its best validation.
+        Followed: The training is over and this is not rank 0.
     """
     schedule = module.config
     history = History(config.log_every)
@@ -137,7 +146,9 @@ def fit(
     with _without_advice():
         trainer = L.Trainer(
             accelerator=pick_device(config).type,
-            devices=1,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=strategy(config),
             precision=cast(Any, "32-true" if full_precision else config.precision),
             max_steps=schedule.steps,
             accumulate_grad_batches=config.accumulate_grad_batches,
@@ -158,6 +169,8 @@ def fit(
     score = _take_best(module, best, folder)
     # Lightning leaves everything, the shared language model too, on the CPU.
     module.to(pick_device(config))
+    if not trainer.is_global_zero:
+        raise ranks.Followed
     return Fit(history.rows, trainer.global_step, score)
 
 

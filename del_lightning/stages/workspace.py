@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from rich.progress import track
 from torch import Tensor
 
+from del_lightning import ranks
 from del_lightning.artifacts import ArtifactStore
 from del_lightning.attacks import log_prior
 from del_lightning.attacks.bigrams import Bigrams
@@ -267,7 +268,7 @@ class Workspace:
 
     def logger(self, part: str) -> Logger | bool:
         """Logger for one trained part; W&B gets one run a process, with the part as prefix."""
-        match self.config.logger.kind:
+        match self.config.logger.kind if ranks.is_first() else "none":
             case "csv":
                 return CSVLogger(self.store.root / "logs", name=part.replace("/", "-"))
             case "wandb":

@@ -1,0 +1,79 @@
+"""Several processes that train together: who this one is, and how the others follow the first.
+
+Every process runs the same stages. What is trained, all ranks train together inside Lightning's Trainer; everything
+else rank 0 does alone while the others wait for its artefacts. The processes come from torchrun or SLURM, or are
+started by Lightning when ``trainer.devices`` is above one: then the others appear at the first training, run this
+program from its start and find all earlier artefacts finished.
+"""
+
+import os
+import time
+from pathlib import Path
+
+from lightning.fabric.utilities.rank_zero import _get_rank
+
+from del_lightning.errors import ArtifactError
+
+POLL_SECONDS = 0.2
+
+
+class Followed(Exception):
+    """A rank other than 0 has done its part of a training; rank 0 writes what came out."""
+
+
+def rank() -> int:
+    """This process's number among those that train together, from the launcher's environment; 0 when alone."""
+    return _get_rank() or 0
+
+
+def is_first() -> bool:
+    """Whether this process writes artefacts and speaks to the user."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """This process's number on its machine: the index of its device."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+def launch_name() -> str:
+    """A name that the processes of one launch share, and no earlier launch had.
+
+    torchrun and SLURM number their launches; what Lightning starts are children of rank 0.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+        return "-".join(os.environ.get(name, "") for name in names)
+    if "SLURM_PROCID" in os.environ:
+        return "-".join(os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return str(os.getpid() if is_first() else os.getppid())
+
+
+def silence_followers() -> None:
+    """Send what a rank other than 0 would print to nowhere; errors still show."""
+    if not is_first():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def call_path(folder: Path) -> Path:
+    """File in an unfinished artefact's folder by which rank 0 calls the others to train it."""
+    return folder / "ranks.txt"
+
+
+def is_called(folder: Path) -> bool:
+    """Whether rank 0 of this launch has begun to build in ``folder``."""
+    try:
+        return call_path(folder).read_text(encoding="utf-8") == launch_name()
+    except FileNotFoundError:
+        return False
+
+
+def wait() -> None:
+    """Wait a moment for rank 0.
+
+    Raises:
+        ArtifactError: Lightning started this process and rank 0 is gone; torchrun and SLURM end all ranks themselves.
+    """
+    time.sleep(POLL_SECONDS)
+    if os.getppid() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ:
+        raise ArtifactError(f"rank {rank()} waits for what rank 0 makes, and rank 0 has ended")
