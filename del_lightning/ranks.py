@@ -17,7 +17,7 @@ from del_lightning.errors import ArtifactError
 POLL_SECONDS = 0.2
 
 
-class Followed(Exception):
+class Followed(Exception):  # noqa: N818  # not an error
     """A rank other than 0 has done its part of a training; rank 0 writes what came out."""
 
 

@@ -6,13 +6,16 @@ its decoder layers are spread over the ranks and gathered one at a time (``fsdp`
 that one device cannot hold.
 """
 
-from typing import Any
+import copy
+from typing import Any, TypeGuard
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from lightning.pytorch.trainer.states import TrainerStatus
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
@@ -38,16 +41,20 @@ class FrozenBackboneDDP(DDPStrategy):
     def __init__(self, *, spread: bool) -> None:
         super().__init__()
         self.spread = spread
-        self.layers: list[FSDPModule] = []
+        self.layers: nn.ModuleList | None = None
+        self.shells: list[nn.Module] = []
 
     @override
     def model_to_device(self) -> None:
         """Spread before moving: a whole model need not fit on the device."""
         assert self.model is not None
-        if self.spread:
+        self.layers = repeated_layers(self.model) if self.spread else None
+        if self.layers is not None:
             self._reuse_starts(False)
             mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-            self.layers = [_spread(layer, mesh) for layer in repeated_layers(self.model)]
+            self.shells = [_shell(layer) for layer in self.layers]
+            for layer in self.layers:
+                fully_shard(layer, mesh=mesh, ignored_params=_trained(layer))
         super().model_to_device()
 
     @override
@@ -62,40 +69,53 @@ class FrozenBackboneDDP(DDPStrategy):
 
     @override
     def teardown(self) -> None:
-        """Gather spread layers for good: from here on a rank computes without the others."""
-        for layer in self.layers:
-            _keep_whole(layer, True)
-            layer.unshard()
-        if self.spread:
-            self.layers.clear()
+        """Put plain layers back: from here on a rank computes without the others.
+
+        Not after a failure, when the other ranks may not be here to give their shares.
+        """
+        assert self.lightning_module is not None
+        if self.layers is not None and self.lightning_module.trainer.state.status != TrainerStatus.INTERRUPTED:
+            for index, shell in enumerate(self.shells):
+                self.layers[index] = _filled(shell, self.layers[index])
+            self.layers, self.shells = None, []
             self._reuse_starts(True)
         super().teardown()
 
     def _reuse_starts(self, reuse: bool) -> None:
+        """Whether a rank may skip what it computed before; spread layers need all ranks at the same place."""
         assert self.lightning_module is not None
         for module in self.lightning_module.modules():
             if isinstance(module, FrozenLLM):
                 module.reuses_starts = reuse
 
 
-def _spread(layer: nn.Module, mesh: DeviceMesh) -> FSDPModule:
-    """Spread a layer's frozen parameters over the mesh; again, if an earlier training did."""
-    if isinstance(layer, FSDPModule):
-        _keep_whole(layer, False)
-        layer.reshard()
-        return layer
-    trained = {parameter for parameter in layer.parameters() if parameter.requires_grad}
-    return fully_shard(layer, mesh=mesh, ignored_params=trained)
+def _trained(layer: nn.Module) -> set[nn.Parameter]:
+    return {parameter for parameter in layer.parameters() if parameter.requires_grad}
 
 
-def _keep_whole(layer: FSDPModule, whole: bool) -> None:
-    """Whether a layer that was gathered stays so."""
-    layer.set_reshard_after_forward(not whole)
-    layer.set_reshard_after_backward(not whole)
+def _shell(layer: nn.Module) -> nn.Module:
+    """The layer again, with the same trained parameters and buffers, its frozen parameters without storage."""
+    kept: dict[int, Any] = {id(tensor): tensor for tensor in (*_trained(layer), *layer.buffers())}
+    frozen = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
+        for weight in layer.parameters()
+        if not weight.requires_grad
+    }
+    return copy.deepcopy(layer, kept | frozen)
 
 
-def repeated_layers(model: nn.Module) -> list[nn.Module]:
-    """The decoder layers of the language model in ``model``: members of its longest list of modules of one class."""
-    lists = [list(part) for part in model.modules() if isinstance(part, nn.ModuleList)]
-    same = [layers for layers in lists if layers and all(type(layer) is type(layers[0]) for layer in layers)]
-    return max(same, key=len, default=[])
+def _filled(shell: nn.Module, spread: nn.Module) -> nn.Module:
+    """The shell with the spread layer's whole weights, in main memory: the device may not hold all layers at once."""
+    weights = {name: weight.full_tensor().cpu() for name, weight in spread.named_parameters() if _is_spread(weight)}
+    shell.load_state_dict(weights, strict=False, assign=True)
+    return shell.train(spread.training)
+
+
+def _is_spread(weight: Tensor) -> TypeGuard[DTensor]:
+    return isinstance(weight, DTensor)
+
+
+def repeated_layers(model: nn.Module) -> nn.ModuleList | None:
+    """The decoder layers of the language model in ``model``: its longest list of modules of one class, if any."""
+    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len({*map(type, part)}) == 1]
+    return max(lists, key=len, default=None)

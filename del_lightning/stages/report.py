@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from del_lightning import ranks
 from del_lightning.artifacts import Artifact, capture_environment
 from del_lightning.config import Config
 from del_lightning.metrics import bootstrap_mean, bootstrap_ratio, information_retained
@@ -27,7 +28,6 @@ from del_lightning.report.schema import (
     Sample,
     TrainingCurve,
 )
-from del_lightning import ranks
 from del_lightning.stages import attack, calibrate, codec, evaluate, prompt
 from del_lightning.stages.setting import Setting, build_method, row_label
 from del_lightning.stages.settings import levels, settings, soft_prompts
