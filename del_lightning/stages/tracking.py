@@ -81,11 +81,11 @@ def headline(board: Leaderboard) -> dict[str, float]:
     if len({(row.method, row.matching, row.target, row.value) for row in private}) != 1:
         return {}
     row = max(private, key=lambda row: row.soft_prompt)
-    found = {f"headline_{name.replace('/', '_')}": value for name, value in _figures(row).items()}
+    found = {name.replace("/", "_"): value for name, value in _figures(row).items()}
     worst = worst_attack(row)
-    if row.retained is not None and worst is not None:
-        found["headline_retained_minus_asr_worst"] = row.retained.value - worst.value
-    return found
+    if "information_retained" in found and worst is not None:
+        found["retained_minus_asr_worst"] = found["information_retained"] - worst.value
+    return {f"headline_{name}": value for name, value in found.items()}
 
 
 def nlu_metrics(board: NluLeaderboard) -> dict[str, float]:
