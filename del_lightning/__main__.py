@@ -33,7 +33,8 @@ def _run(settings: DictConfig) -> None:
 
     workspace = Workspace(config, HydraConfig.get().overrides.task)
     workspace.check()
-    hydra.utils.get_method(config.stage._target_)(workspace)
+    with workspace:
+        hydra.utils.get_method(config.stage._target_)(workspace)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ and ``adapter_model.safetensors`` with one tensor ``prompt_embeddings``.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +20,22 @@ from del_lightning.llm import FrozenLLM
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 TENSOR = "prompt_embeddings"
+
+
+def peft_config(base_model: str, shape: tuple[int, ...], heads: int, layers: int) -> dict[str, Any]:
+    """Content of PEFT's ``adapter_config.json`` for a prompt of ``shape`` (k, b)."""
+    return {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "num_virtual_tokens": shape[0],
+        "token_dim": shape[1],
+        "num_transformer_submodules": 1,
+        "num_attention_heads": heads,
+        "num_layers": layers,
+        "prompt_tuning_init": "RANDOM",
+        "inference_mode": True,
+    }
 
 
 class SoftPrompt(nn.Module):
@@ -55,20 +72,11 @@ class SoftPrompt(nn.Module):
         device = next(llm.model.parameters()).device
         return cls(llm.embed(torch.tensor(repeated, device=device)))
 
-    def save(self, folder: Path, llm: FrozenLLM) -> None:
-        """Write PEFT's two files into ``folder``."""
-        config = {
-            "peft_type": "PROMPT_TUNING",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": llm.name,
-            "num_virtual_tokens": self.virtual_tokens,
-            "token_dim": self.embeddings.shape[1],
-            "num_transformer_submodules": 1,
-            "num_attention_heads": llm.model.config.num_attention_heads,
-            "num_layers": llm.model.config.num_hidden_layers,
-            "prompt_tuning_init": "RANDOM",
-            "inference_mode": True,
-        }
+    def save(self, folder: Path, llm: FrozenLLM, base_model: str | None = None) -> None:
+        """Write PEFT's two files into ``folder``; ``base_model`` stands in for the model's name."""
+        shape, model = self.embeddings.shape, llm.model.config
+        name = llm.name if base_model is None else base_model
+        config = peft_config(name, shape, model.num_attention_heads, model.num_hidden_layers)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         save_file({TENSOR: self.embeddings.detach().cpu().contiguous()}, folder / WEIGHTS_FILE)

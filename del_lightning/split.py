@@ -10,6 +10,8 @@ its positions are then the same for every sequence of a batch.
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,11 @@ from del_lightning.llm import FrozenLLM, load_llm
 from del_lightning.methods import DEL, Method, Release
 from del_lightning.prompt import SoftPrompt
 from del_lightning.seeding import stream
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    from del_lightning.report.schema import Leaderboard
 
 
 def _full_precision(device: torch.device) -> torch.autocast:
@@ -164,6 +171,85 @@ class SplitModel(nn.Module):
         codec = LinearCodec.load(folder / "codec.safetensors").to(llm.device)
         front = DEL(llm.embedding_table(), codec, bits=method["bits"], mu=method["value"], l2_clip=method["l2_clip"])
         return cls(llm, front, SoftPrompt.load(folder).to(llm.device)).eval()
+
+    def save_pretrained(self, folder: str | Path, *, results: "Leaderboard | None" = None, prefix: str = "") -> Path:
+        """Write DEL and its soft prompt into a folder that :meth:`from_pretrained` reads, with a model card.
+
+        Args:
+            folder: Created; may hold an earlier publication and nothing else.
+            results: A leaderboard that holds this mechanism (``leaderboard.json`` of a report); None publishes no
+                measurements.
+            prefix: Public instruction in front of the private prompt that the soft prompt was trained with.
+
+        Raises:
+            ArtifactError: The folder holds other files, this is not DEL with a soft prompt, or the results are of
+                another mechanism.
+        """
+        from del_lightning.hub import write_folder  # That module describes this one.
+
+        return write_folder(folder, self, results=results, prefix=prefix)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        results: "Leaderboard | None" = None,
+        prefix: str = "",
+        private: bool = True,
+        api: "HfApi | None" = None,
+    ) -> str:
+        """Publish what :meth:`save_pretrained` writes as one commit to the Hugging Face hub; returns its address.
+
+        Args:
+            repo_id: ``owner/name``; created if there is none.
+            results: As in :meth:`save_pretrained`.
+            prefix: As in :meth:`save_pretrained`.
+            private: Whether a new repository is only its owner's to see.
+            api: The hub's client; None takes one with this machine's login.
+
+        Raises:
+            ArtifactError: As in :meth:`save_pretrained`.
+            RemoteError: The hub refused, or cannot be reached.
+        """
+        from del_lightning.hub import push
+
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, results=results, prefix=prefix)
+            return push(folder, repo_id, private=private, api=api)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        llm: FrozenLLM | None = None,
+        *,
+        revision: str | None = None,
+        api: "HfApi | None" = None,
+    ) -> "SplitModel":
+        """Load DEL and its soft prompt from a published folder or from the hub, and check every part.
+
+        Args:
+            name_or_folder: Folder on this machine, or ``owner/name`` on the hub.
+            llm: The language model it was made for; None loads the one that the publication names.
+            revision: Branch, tag or commit on the hub.
+            api: The hub's client; None takes one with this machine's login.
+
+        Raises:
+            ArtifactError: A file is missing, unknown or damaged, holds other shapes or numbers that are none, promises
+                more than its mechanism keeps, or was made for another language model.
+            AssetError: There is no such folder or repository, the hub cannot be reached, or the language model cannot
+                be loaded.
+        """
+        from del_lightning.hub import fetch, read_folder
+        from del_lightning.hub.record import check_model, model_settings
+
+        folder = fetch(str(name_or_folder), revision, api)
+        record, codec, prompt = read_folder(folder)
+        llm = llm or load_llm(model_settings(record, str(name_or_folder)))
+        check_model(record, llm, str(name_or_folder))
+        table = llm.embedding_table()
+        front = DEL(table, codec.to(llm.device), bits=record.bits, mu=record.mu, l2_clip=record.l2_clip)
+        return cls(llm, front, prompt.to(llm.device)).eval()
 
 
 def predicting_positions(target_mask: Tensor) -> Tensor:

@@ -273,6 +273,26 @@ class PrivacyStatement:
             parts.append("the bound of the paper's Theorem 4.2 is vacuous here")
         return f"{self.mechanism}: " + "; ".join(part for part in (*parts, self.caveat) if part)
 
+    def plain(self) -> tuple[str, ...]:
+        """The guarantee of every unit in plain words, a text each; every figure is rounded up."""
+        return tuple(self._in_words(guarantee) for guarantee in self.units)
+
+    def _in_words(self, guarantee: UnitGuarantee) -> str:
+        name = guarantee.name.replace("a sequence of", "a whole prompt of").capitalize()
+        pair = "two tokens" if guarantee.tokens == 1 else f"two texts of {guarantee.tokens} tokens"
+        words = (
+            f"{name}: whatever else somebody knows, seeing what was sent changes the odds between any {pair} by at most "
+            f"a factor of exp({_up(guarantee.epsilon)}), apart from probability {self.delta:g}."
+        )
+        if guarantee.attack_bound is not None:
+            words += (
+                f" A guess that is right with probability {self.prior:g} beforehand is right with probability "
+                f"{_up(guarantee.attack_bound)} at most afterwards."
+            )
+        if guarantee.total_variation is not None and guarantee.total_variation >= _TELLING:
+            words += " In the worst case that excludes almost nothing: judge by the measured attacks."
+        return words
+
     def _guarantee(self) -> str:
         if not self.units:
             return "no differential privacy guarantee"

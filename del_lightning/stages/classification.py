@@ -39,7 +39,7 @@ from del_lightning.prompt import SoftPrompt
 from del_lightning.report.schema import Estimate
 from del_lightning.seeding import stream_seed
 from del_lightning.split import SplitModel
-from del_lightning.stages import training
+from del_lightning.stages import tracking, training
 from del_lightning.stages.setting import Setting, build_method, method_key
 from del_lightning.stages.settings import settings
 from del_lightning.stages.workspace import Workspace
@@ -178,7 +178,8 @@ class _Run:
     def __init__(self, task: NluTask, variant: str, front: Front, seed: int, folder: Path) -> None:
         self.task, self.variant, self.seed, self.folder = task, variant, seed, folder
         self.llm, self.method, self.device = task.ws.llm, front.method(), task.ws.device
-        self.slug = f"nlu-{variant}-{front.name.replace('@', '-')}-{seed}"
+        place = tracking.place(front.setting.method, front.setting.level, front.bits)
+        self.part = f"nlu/{tracking.word(variant)}/{place}/seed_{seed}"
         self.setting = front.setting
         self.steps: int | None = None
         self.history: list[dict[str, float]] = []
@@ -324,7 +325,7 @@ class _Run:
     def _fit(self, module: FrozenBackboneModule, batch_size: int) -> training.Fit:
         data = GlueDataModule(self.task.data, batch_size, self.seed)
         ws = self.task.ws
-        result = training.fit(module, data, ws.config.trainer, self.folder, logger=ws.logger(self.slug))
+        result = training.fit(module, data, ws.config.trainer, self.folder, logger=ws.logger(self.part))
         self.steps, self.history = result.steps, result.history
         return result
 

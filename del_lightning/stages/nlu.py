@@ -27,7 +27,7 @@ from del_lightning.methods.factory import NEEDS_CODEC
 from del_lightning.metrics import over_examples, over_seeds
 from del_lightning.report.nlu import console_table, write_nlu_report
 from del_lightning.report.schema import Estimate, MethodCalibration, NluAttribute, NluCost, NluLeaderboard, NluRow
-from del_lightning.stages import attack, calibrate
+from del_lightning.stages import attack, calibrate, tracking
 from del_lightning.stages import codec as codec_stage
 from del_lightning.stages.classification import Front, NluTask, ensure, read_scores
 from del_lightning.stages.report import shareable, slug_of, without_folder
@@ -84,7 +84,8 @@ def run(ws: Workspace) -> Path | None:
     board = leaderboard(task, runs)
     page = write_nlu_report(ws.store.root / "report" / slug_of(ws.config.title), board)
     if ws.config.logger.kind == "wandb":
-        ws.wandb_run.summary.update(summary_metrics(board))
+        ws.wandb_run.summary.update(tracking.nlu_metrics(board))
+        tracking.log_report(ws.wandb_run, page)
     console = Console()
     console.print(console_table(board))
     console.print(f"report: {page.resolve()}", soft_wrap=True)
@@ -97,15 +98,6 @@ def _runs(task: NluTask) -> Iterator[tuple[str, Front]]:
         for name in names:
             for front in task.fronts(name):
                 yield variant, front
-
-
-def summary_metrics(board: NluLeaderboard) -> dict[str, float]:
-    """Flat names for a logger's summary, for instance ``nlu/prompt/DEL, 2 bits, ASR 0.1/auc``."""
-    return {
-        f"nlu/{row.variant}/{row.label}/{name}": estimate.value
-        for row in board.rows
-        for name, estimate in {**row.over_seeds, **{f"asr/{name}": rate for name, rate in row.asr.items()}}.items()
-    }
 
 
 def leaderboard(task: NluTask, runs: list[tuple[str, Front]]) -> NluLeaderboard:

@@ -19,7 +19,7 @@ from del_lightning.prompt import SoftPrompt
 from del_lightning.report.schema import Estimate
 from del_lightning.split import SplitModel
 from del_lightning.stages import codec as codec_stage
-from del_lightning.stages import training
+from del_lightning.stages import tracking, training
 from del_lightning.stages.setting import Setting, build_method, method_key
 from del_lightning.stages.settings import settings, soft_prompts
 from del_lightning.stages.workspace import Workspace
@@ -70,7 +70,7 @@ def _build(ws: Workspace, setting: Setting, folder: Path) -> Outcome:
         ws.config.trainer,
         folder,
         callbacks=_monitors(ws, method),
-        logger=ws.logger(f"prompt-{setting.slug}"),
+        logger=ws.logger(f"soft_prompt/{tracking.place(setting.method, setting.level)}"),
     )
     prompt.save(folder, ws.llm)
     if isinstance(method, DEL):

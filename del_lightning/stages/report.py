@@ -28,7 +28,7 @@ from del_lightning.report.schema import (
     Sample,
     TrainingCurve,
 )
-from del_lightning.stages import attack, calibrate, codec, evaluate, prompt
+from del_lightning.stages import attack, calibrate, codec, evaluate, prompt, tracking
 from del_lightning.stages.setting import Setting, build_method, row_label
 from del_lightning.stages.settings import levels, settings, soft_prompts
 from del_lightning.stages.workspace import Workspace
@@ -50,7 +50,8 @@ def run(ws: Workspace) -> Path | None:
     folder = ws.store.root / "report" / slug_of(ws.config.title)
     page = write_report(folder, board, samples(ws, found), recovered_prompts(ws, found))
     if ws.config.logger.kind == "wandb":
-        ws.wandb_run.summary.update(summary_metrics(ws, found, board))
+        ws.wandb_run.summary.update(tracking.leaderboard_metrics(board))
+        log_artifacts(ws, found, page)
     console = Console()
     console.print(console_table(board))
     console.print(f"report: {page.resolve()}", soft_wrap=True)
@@ -62,21 +63,15 @@ def rows_of(ws: Workspace, found: list[Setting]) -> list[tuple[Setting, bool]]:
     return [(setting, soft) for setting in found for soft in soft_prompts(ws, setting)]
 
 
-def summary_metrics(ws: Workspace, found: list[Setting], board: Leaderboard) -> dict[str, float]:
-    """Flat names for a logger's summary, for instance ``leaderboard/del-asr0.1/soft_prompt/perplexity``."""
-    summary: dict[str, float] = {}
-    for (setting, soft_prompt), row in zip(rows_of(ws, found), board.rows, strict=True):
-        prefix = f"leaderboard/{setting.slug}/{'soft_prompt' if soft_prompt else 'plain'}"
-        figures: dict[str, Estimate | None] = {
-            "perplexity": row.perplexity,
-            "coherence": row.coherence,
-            "agreement": row.agreement,
-            "information_retained": row.retained,
-            **{f"asr/{name}": rate for name, rate in row.asr.items()},
-        }
-        summary |= {f"{prefix}/{name}": figure.value for name, figure in figures.items() if figure is not None}
-        summary[f"{prefix}/bits_per_token"] = row.communication.bits_per_token
-    return summary
+def log_artifacts(ws: Workspace, found: list[Setting], page: Path) -> None:
+    """Log what came out to the run's W&B record: codec, soft prompts and report."""
+    run = ws.wandb_run
+    if codec.needed(ws):
+        tracking.log_artifact(run, "codec", codec.ensure(ws))
+    for setting in found:
+        if True in soft_prompts(ws, setting):
+            tracking.log_artifact(run, "soft-prompt", prompt.ensure(ws, setting), label=setting.label)
+    tracking.log_report(run, page)
 
 
 def shareable(config: dict[str, Any]) -> dict[str, Any]:

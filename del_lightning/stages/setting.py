@@ -5,6 +5,7 @@ from typing import Any
 
 from del_lightning.methods import Method
 from del_lightning.report.schema import Matching
+from del_lightning.stages import tracking
 from del_lightning.stages.workspace import Workspace
 
 
@@ -42,15 +43,9 @@ class Setting:
                 return f"{self.title}, given value"
 
     @property
-    def slug(self) -> str:
-        """Word for file and metric names."""
-        match self.matching:
-            case "nearest":
-                return f"{self.method}-asr{self.target:g}"
-            case None:
-                return self.method if self.value is None else f"{self.method}-{self.value:g}"
-            case other:
-                return f"{self.method}-{other}{self.target:g}"
+    def level(self) -> str:
+        """What set the value, as metric names say it."""
+        return tracking.level(self.matching, self.target, is_control=self.value is None)
 
 
 def row_label(setting: Setting, soft_prompt: bool) -> str:

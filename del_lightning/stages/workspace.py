@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from types import TracebackType
+from typing import Any, Literal, Self, cast
 
 import torch
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from rich.progress import track
 from torch import Tensor
 
@@ -39,17 +40,28 @@ from del_lightning.methods.vocabulary import Vocabulary
 from del_lightning.metrics import content_tokens
 from del_lightning.metrics.coherence import SentenceEncoder, check_encoder
 from del_lightning.split import SplitModel
+from del_lightning.stages.tracking import CurveLogger
 from del_lightning.stages.training import pick_device
 
 
 class Workspace:
-    """Loads each shared thing once, when it is first needed."""
+    """Loads each shared thing once, when it is first needed; as a context it ends the run's W&B record."""
 
     def __init__(self, config: Config, overrides: Sequence[str] = ()) -> None:
         """``config`` has passed its own checks; ``overrides`` is what was typed to get it, for the report."""
         self.config, self.overrides = config, list(overrides)
         self.store = ArtifactStore(config.out, asdict(config))
         self._methods: dict[str, Method] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """A process may run several configurations, each of which is a W&B run of its own."""
+        if "wandb_run" in self.__dict__:
+            self.wandb_run.finish(exit_code=0 if kind is None else 1)
 
     def check(self) -> None:
         """Fail now, in a second, on everything that would fail after minutes.
@@ -267,18 +279,18 @@ class Workspace:
         return {"fingerprint": self.llm.fingerprint, "dtype": self.config.model.dtype}
 
     def logger(self, part: str) -> Logger | bool:
-        """Logger for one trained part; W&B gets one run a process, with the part as prefix."""
+        """Logger for one trained part (``codec``, ``soft_prompt/del/given``); all share one W&B run."""
         match self.config.logger.kind if ranks.is_first() else "none":
             case "csv":
                 return CSVLogger(self.store.root / "logs", name=part.replace("/", "-"))
             case "wandb":
-                return WandbLogger(experiment=self.wandb_run, prefix=part)
+                return CurveLogger(self.wandb_run, part)
             case _:
                 return False
 
     @cached_property
     def wandb_run(self) -> Any:
-        """The process's W&B run, started at first use."""
+        """The W&B run of this configuration, started at first use."""
         import wandb
 
         self.store.root.mkdir(parents=True, exist_ok=True)

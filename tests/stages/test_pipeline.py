@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from del_lightning.artifacts import read_result
 from del_lightning.assets import packaged_path
@@ -37,9 +35,7 @@ from del_lightning.config import (
     SantextConfig,
     TrainerConfig,
 )
-from del_lightning.data import load_corpus
 from del_lightning.errors import AssetError, ConfigError, DelError
-from del_lightning.llm import FrozenLLM
 from del_lightning.report.schema import Leaderboard
 from del_lightning.split import SplitModel
 from del_lightning.stages import attack, calibrate, pipeline
@@ -70,40 +66,6 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEL_LIGHTNING_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-def teach(llm: FrozenLLM, texts: list[str]) -> None:
-    """A hundred steps on real text: a model that gains nothing from its prompt would have no information to retain."""
-    ids = torch.tensor(llm.tokenizer("\n".join(texts))["input_ids"])
-    optimizer = torch.optim.AdamW(llm.model.requires_grad_(True).parameters(), lr=1e-2)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(100):
-        starts = torch.randint(len(ids) - 32, (16, 1), generator=generator)
-        rows = ids[starts + torch.arange(32)]
-        optimizer.zero_grad()
-        llm.model(input_ids=rows, labels=rows).loss.backward()
-        optimizer.step()
-
-
-@pytest.fixture(scope="module")
-def model(tiny_llm: Callable[..., FrozenLLM], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a Llama of two layers and its tokenizer."""
-    llm, folder = tiny_llm(hidden=32), tmp_path_factory.mktemp("model") / "tiny-llama"
-    teach(llm, load_corpus("lee").documents("train"))
-    llm.model.save_pretrained(folder)
-    llm.tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a random sentence encoder: the packaged one takes most of a minute for the long references."""
-    folder = tmp_path_factory.mktemp("encoder") / "tiny-bert"
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=300, max_position_embeddings=64, **sizes)).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
 
 
 def config_for(model: Path, encoder: Path, out: Path) -> Config:
@@ -432,15 +394,19 @@ def test_packaged_sentence_encoder_measures_coherence(model: Path, encoder: Path
 def test_wandb_gets_curves_and_the_leaderboard(
     model: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import wandb
+
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staging"))
     config = config_for(model, encoder, tmp_path)
     logger = LoggerConfig(kind="wandb", mode="offline")
-    workspace = Workspace(replace(config, methods=["clean"], logger=logger))
-    pipeline.run(workspace)
-    summary = dict(workspace.wandb_run.summary)
-    workspace.wandb_run.finish()
-    assert summary["prompt-clean-val/perplexity"] > 1
-    assert summary["leaderboard/clean/soft_prompt/perplexity"] == board_of(tmp_path).rows[1].perplexity.value
+    with Workspace(replace(config, methods=["clean"], logger=logger)) as workspace:
+        pipeline.run(workspace)
+        summary = dict(workspace.wandb_run.summary)
+    assert wandb.run is None
+    assert summary["soft_prompt/clean/control/val/perplexity"] > 1
+    name = "leaderboard/clean/control/soft_prompt/perplexity"
+    assert summary[name] == board_of(tmp_path).rows[1].perplexity.value
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
 
 
@@ -521,7 +487,7 @@ def test_targets_are_needed_by_a_calibration_only(model: Path, encoder: Path, tm
         Workspace(config).check()
 
 
-def test_settings_are_named_for_people_and_for_files() -> None:
+def test_settings_are_named_for_people_and_for_trackers() -> None:
     settings = [
         Setting("clean", "Clean prompt"),
         Setting("del", "DEL", 12.5, 0.1, "nearest"),
@@ -536,12 +502,12 @@ def test_settings_are_named_for_people_and_for_files() -> None:
         "Gaussian, DEL's guarantee at ASR 0.1",
         "DEL, given value",
     ]
-    assert [setting.slug for setting in settings] == [
-        "clean",
-        "del-asr0.1",
-        "del-worst0.1",
-        "gaussian-code-guarantee0.1",
-        "del-12.5",
+    assert [setting.level for setting in settings] == [
+        "control",
+        "nearest_asr10",
+        "worst_asr10",
+        "guarantee_asr10",
+        "given",
     ]
 
 

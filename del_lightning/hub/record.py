@@ -1,0 +1,392 @@
+"""The folder of a published front-end: codec, soft prompt, mechanism, what they guarantee and what was measured.
+
+    README.md                    model card
+    del_lightning.json           base model, mechanism, guarantee, and a hash of every other file but the card
+    codec.safetensors            projection and decoder
+    adapter_config.json          soft prompt, in PEFT's format
+    adapter_model.safetensors
+    results.json                 the leaderboard's rows of this front-end and its controls, if it was evaluated
+
+All of it is JSON, safetensors and text. A folder that comes from somewhere is hostile until proven otherwise: unknown
+files and keys, other shapes and types, numbers that are none, and a stated guarantee below the exact one are refused.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from del_lightning import __version__, assets
+from del_lightning.artifacts import write_json, write_text
+from del_lightning.codec import LinearCodec
+from del_lightning.config import ModelConfig
+from del_lightning.errors import ArtifactError, ConfigError
+from del_lightning.hub.card import model_card
+from del_lightning.llm import FrozenLLM
+from del_lightning.methods import DEL
+from del_lightning.privacy import PrivacyStatement
+from del_lightning.prompt import CONFIG_FILE, TENSOR, WEIGHTS_FILE, SoftPrompt, peft_config
+from del_lightning.report.schema import Leaderboard, LeaderboardRow, PrivacyColumns, Record
+from del_lightning.serve.bundle import file_hash
+
+if TYPE_CHECKING:
+    from del_lightning.split import SplitModel
+
+RECORD, CARD, CODEC, RESULTS = "del_lightning.json", "README.md", "codec.safetensors", "results.json"
+HASHED = (CODEC, CONFIG_FILE, WEIGHTS_FILE, RESULTS)
+FILES = (CARD, RECORD, *HASHED)
+"""Everything that a folder may hold, hidden files aside, which are never read."""
+
+CONTROLS = ("clean", "mean")
+"""Controls whose rows are published beside the front-end's."""
+
+PROMPT_TOKENS = 64
+"""Length of a prompt that a guarantee is stated for where no measurement says another."""
+
+_MOST_TRIALS = 1 << 32
+"""Bits of one prompt that a guarantee is recomputed for: beyond, a made-up length could take all memory."""
+
+_SLACK = 1e-6
+"""Relative difference that a recomputed epsilon may have from the stated one: another machine's arithmetic."""
+
+_Kind = TypeVar("_Kind", bound=Record)
+_Count = Annotated[int, Field(ge=1)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class LanguageModel(Record):
+    """The frozen model that codec and soft prompt belong to."""
+
+    name: str
+    """What people call it."""
+    source: str | None
+    """Hub id or packaged asset to load it from; None for a model that only its publisher has."""
+    revision: str | None
+    dtype: Literal["float32", "bfloat16"]
+    fingerprint: str
+    hidden_size: _Count
+    vocab_size: _Count
+
+
+class SplitRecord(Record):
+    """``del_lightning.json``."""
+
+    format: Literal[1] = 1
+    version: str
+    """Of the package that wrote it."""
+    model: LanguageModel
+    bits: Annotated[int, Field(ge=1, le=8)]
+    dim: _Count
+    bound: _Positive
+    mu: _Positive
+    """The paper's parameter a token; no guarantee by itself."""
+    l2_clip: _Positive | None
+    virtual_tokens: _Count
+    prefix: str
+    """Public instruction in front of the private prompt that the soft prompt was trained with."""
+    privacy: PrivacyColumns
+    """For a token, and for a prompt of ``privacy.sequence_tokens`` tokens."""
+    files: dict[str, str]
+    """Name -> SHA-256 of the other files; the card may be edited."""
+
+
+def write_folder(folder: str | Path, split: "SplitModel", *, results: Leaderboard | None, prefix: str) -> Path:
+    """Write a front-end with its card; the record comes last, so that half a folder is never taken for a whole one.
+
+    Args:
+        folder: Created; may hold an earlier publication and nothing else.
+        split: DEL with a soft prompt.
+        results: A leaderboard that holds this very mechanism; only its rows and its controls' are kept.
+        prefix: Public instruction that the soft prompt was trained with.
+
+    Raises:
+        ArtifactError: The folder holds other files, the model is not DEL with a soft prompt, or the results are of
+            another mechanism.
+    """
+    folder, method, prompt = Path(folder), split.method, split.prompt
+    if not isinstance(method, DEL) or prompt is None:
+        raise ArtifactError(f"`split` must be DEL with a soft prompt to be published, got {_kind(split)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if unknown := sorted(set(_visible(folder)) - set(FILES)):
+        raise ArtifactError(f"{folder} must be empty or hold an earlier publication, got {unknown[0]}")
+    board = None if results is None else _selected(results, method)
+    model = _language_model(split.llm, results)
+    _write_parts(folder, method, prompt, model, split.llm, board)
+    statement = _statement(method, board)
+    hashes = {name: found for name in HASHED if (found := file_hash(folder / name))}
+    record = SplitRecord(
+        version=__version__,
+        model=model,
+        bits=method.bits,
+        dim=method.codec.dim,
+        bound=float(method.codec.bound),
+        mu=method.mu,
+        l2_clip=method.l2_clip,
+        virtual_tokens=prompt.virtual_tokens,
+        prefix=prefix,
+        privacy=statement.columns(),
+        files=hashes,
+    )
+    write_text(folder / CARD, model_card(record, statement, board))
+    write_json(folder / RECORD, record)
+    return folder
+
+
+def _write_parts(
+    folder: Path, method: DEL, prompt: SoftPrompt, model: LanguageModel, llm: FrozenLLM, board: Leaderboard | None
+) -> None:
+    for name in (RECORD, *HASHED):
+        (folder / name).unlink(missing_ok=True)
+    method.codec.save(folder / CODEC)
+    prompt.save(folder, llm, base_model=model.source or model.name)
+    if board is not None:
+        write_json(folder / RESULTS, board)
+
+
+def _kind(split: "SplitModel") -> str:
+    name = "no front-end" if split.method is None else split.method.name
+    return name + (" without a soft prompt" if split.prompt is None else "")
+
+
+def _language_model(llm: FrozenLLM, results: Leaderboard | None) -> LanguageModel:
+    source = llm.name if _is_public(llm.name) else None
+    settings = {} if results is None else results.config.get("model", {})
+    return LanguageModel.model_validate(
+        {
+            "name": llm.name if source else Path(llm.name).name,
+            "source": source,
+            "revision": settings.get("revision") if source else None,
+            "dtype": str(llm.dtype).removeprefix("torch."),
+            "fingerprint": llm.fingerprint,
+            "hidden_size": llm.hidden_size,
+            "vocab_size": llm.vocab_size,
+        }
+    )
+
+
+def _is_public(name: str) -> bool:
+    """Whether a model's name means the same on another machine: a packaged asset or a hub id."""
+    if assets.is_packaged(name):
+        return True
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name and not Path(name).exists()
+
+
+def _statement(method: DEL, board: Leaderboard | None) -> PrivacyStatement:
+    """For the length of a prompt and the delta that the measurements have, if there are any."""
+    privacy = None if board is None else next(row.privacy for row in board.rows if not row.is_control)
+    if privacy is None or privacy.sequence_tokens is None or privacy.delta is None:
+        return method.statement(PROMPT_TOKENS)
+    return method.statement(privacy.sequence_tokens, privacy.delta)
+
+
+def _selected(board: Leaderboard, method: DEL) -> Leaderboard:
+    """The rows of this mechanism and of the controls, without folders of this machine."""
+
+    def ours(row: LeaderboardRow) -> bool:
+        facts = row.privacy.parameters
+        same = (facts.get("bits"), facts.get("dim")) == (method.bits, method.codec.dim)
+        return row.method == DEL.name and row.value == method.mu and same
+
+    found = {row.soft_prompt: row for row in reversed(board.rows) if ours(row)}
+    if not found:
+        raise ArtifactError(f"`results` must hold DEL at this mechanism's mu {method.mu:g}, got {_settings(board)}")
+    controls = [row for row in board.rows if row.method in CONTROLS]
+    calibrations = [one for one in board.calibrations if one.method == DEL.name]
+    rows = [*controls, *(found[soft] for soft in sorted(found))]
+    kept = {"rows": rows, "calibrations": calibrations, "curves": [], "attack_curves": [], "attacked": []}
+    plain = board.model_copy(update=kept).model_dump(mode="json")
+    return Leaderboard.model_validate(_without_folders(plain))
+
+
+def _settings(board: Leaderboard) -> str:
+    return ", ".join(dict.fromkeys(row.label for row in board.rows)) or "no rows"
+
+
+def _without_folders(value: Any) -> Any:
+    """JSON content in which a place on this machine is left with its last name, also behind ``key=``."""
+    match value:
+        case dict():
+            return {key: _without_folders(entry) for key, entry in value.items()}
+        case list():
+            return [_without_folders(entry) for entry in value]
+        case str():
+            key, equals, rest = value.partition("=")
+            return f"{key}={_last_name(rest)}" if equals and key.isprintable() else _last_name(value)
+        case _:
+            return value
+
+
+def _last_name(value: str) -> str:
+    """The last name of a path; any other text as it is."""
+    is_path = value.startswith(("/", "~", "./", "../")) or (os.sep in value and Path(value).exists())
+    return Path(value).name if is_path and "\n" not in value else value
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_folder(folder: str | Path) -> tuple[SplitRecord, LinearCodec, SoftPrompt]:
+    """Read and check a published folder.
+
+    Raises:
+        ArtifactError: A file is missing, unknown, damaged or not what the record says.
+    """
+    folder = Path(folder)
+    names = set(_visible(folder))
+    if RECORD not in names:
+        raise ArtifactError(f"{folder} must be a published front-end, found no {RECORD}")
+    check_names(names, str(folder))
+    record = _parse(folder / RECORD, SplitRecord)
+    _check_hashes(folder, record, names)
+    if RESULTS in names:
+        _parse(folder / RESULTS, Leaderboard)
+    codec = _read_codec(folder / CODEC, record)
+    prompt = _read_prompt(folder, record)
+    _check_guarantee(folder / RECORD, record)
+    return record, codec, prompt
+
+
+def _visible(folder: Path) -> list[str]:
+    """Names in a folder; hidden ones belong to git, the hub and file managers, and are never read."""
+    return [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+
+
+def check_names(names: set[str], where: str) -> None:
+    """Refuse files that a publication does not have.
+
+    Raises:
+        ArtifactError: A name is unknown, or a file that every publication has is missing.
+    """
+    if unknown := sorted(names - set(FILES)):
+        raise ArtifactError(f"{where} must hold only {', '.join(FILES)}, got {unknown[0]}")
+    if missing := sorted(set(FILES) - {CARD, RESULTS} - names):
+        raise ArtifactError(f"{where} must hold {missing[0]}, got none")
+
+
+def _parse(path: Path, kind: type[_Kind]) -> _Kind:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "its content"
+        raise ArtifactError(
+            f"{path} is not of a known format: {place}: {first['msg']}; update del-lightning?"
+        ) from None
+
+
+def _check_hashes(folder: Path, record: SplitRecord, names: set[str]) -> None:
+    if set(record.files) != names & set(HASHED):
+        raise ArtifactError(f"{folder / RECORD} must name the files beside it, got {', '.join(record.files) or 'none'}")
+    for name, expected in record.files.items():
+        if (found := file_hash(folder / name)) != expected:
+            raise ArtifactError(f"{folder / name} must have the SHA-256 {expected}, got {found}")
+
+
+def _check_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse other tensors, shapes, types and numbers before anything is built from them."""
+    try:
+        with safe_open(path, "pt") as file:
+            if set(file.keys()) != set(expected):
+                raise ArtifactError(f"{path} must hold {', '.join(expected)}, got {', '.join(sorted(file.keys()))}")
+            for name, shape in expected.items():
+                found = file.get_slice(name)
+                if (tuple(found.get_shape()), found.get_dtype()) != (shape, "F32"):
+                    got = f"{found.get_dtype()} {tuple(found.get_shape())}"
+                    raise ArtifactError(f"{path} must hold {name} as F32 {shape}, got {got}")
+                if not bool(torch.isfinite(file.get_tensor(name)).all()):
+                    raise ArtifactError(f"{path} must hold finite numbers, got others in {name}")
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} must be a safetensors file: {error}") from None
+
+
+def _read_codec(path: Path, record: SplitRecord) -> LinearCodec:
+    wide, narrow = record.model.hidden_size, record.dim
+    shapes = {"encoder.weight": (narrow, wide), "decoder.weight": (wide, narrow), "bound": ()}
+    _check_tensors(path, shapes)
+    codec = LinearCodec.load(path)
+    if float(codec.bound) != record.bound:
+        raise ArtifactError(f"{path} must have the record's bound {record.bound}, got {float(codec.bound)}")
+    return codec
+
+
+def _read_prompt(folder: Path, record: SplitRecord) -> SoftPrompt:
+    shape = (record.virtual_tokens, record.model.hidden_size)
+    _check_tensors(folder / WEIGHTS_FILE, {TENSOR: shape})
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path} must be JSON: {error}") from None
+    if not isinstance(config, dict) or config != _expected_config(record, shape, config):
+        raise ArtifactError(f"{path} must be PEFT's configuration of a soft prompt {shape}, got other keys or values")
+    return SoftPrompt.load(folder)
+
+
+def _expected_config(record: SplitRecord, shape: tuple[int, int], found: dict[str, Any]) -> dict[str, Any]:
+    """What PEFT's file must hold; heads and layers are facts of the model that nothing here reads."""
+    heads, layers = found.get("num_attention_heads"), found.get("num_layers")
+    if not isinstance(heads, int) or not isinstance(layers, int):
+        return {}
+    return peft_config(record.model.source or record.model.name, shape, heads, layers)
+
+
+def _check_guarantee(path: Path, record: SplitRecord) -> None:
+    """No publication may promise more than its mechanism keeps."""
+    stated = record.privacy
+    if stated.sequence_tokens is None or stated.delta is None:
+        raise ArtifactError(f"{path} must state a guarantee for a prompt, got none")
+    if stated.sequence_tokens * record.dim * (2**record.bits - 1) > _MOST_TRIALS:
+        raise ArtifactError(f"{path} must state a guarantee for a prompt, got {stated.sequence_tokens} tokens")
+    try:
+        exact = PrivacyStatement.for_quantizer(
+            dim=record.dim,
+            bits=record.bits,
+            mu=record.mu,
+            sequence_tokens=stated.sequence_tokens,
+            delta=stated.delta,
+        ).columns()
+    except ConfigError as error:
+        raise ArtifactError(f"{path} must hold a possible mechanism: {error}") from None
+    for name in ("mu_token", "mu_effective", "epsilon_token", "epsilon_sequence"):
+        said, true = getattr(stated, name), getattr(exact, name)
+        if true is not None and (said is None or math.isnan(said) or said < true * (1 - _SLACK)):
+            raise ArtifactError(f"{path} must state a {name} of at least {true:g}, got {said}")
+
+
+def check_model(record: SplitRecord, llm: FrozenLLM, where: str) -> None:
+    """Refuse a language model that the front-end was not made for.
+
+    Raises:
+        ArtifactError: Its weights have another fingerprint.
+    """
+    if llm.fingerprint != record.model.fingerprint:
+        raise ArtifactError(
+            f"{where} was made for {record.model.name} with fingerprint {record.model.fingerprint}, "
+            f"got {llm.name} with {llm.fingerprint}"
+        )
+    if (llm.hidden_size, llm.vocab_size) != (record.model.hidden_size, record.model.vocab_size):
+        raise ArtifactError(f"{where} must have its model's sizes, got {record.model.hidden_size}")
+
+
+def model_settings(record: SplitRecord, where: str) -> ModelConfig:
+    """How to load the language model.
+
+    Raises:
+        ArtifactError: Only the publisher has it.
+    """
+    source = record.model.source
+    if source is None or not _is_public(source):
+        raise ArtifactError(f"{where} was made for {record.model.name}, which is on no hub: pass it as `llm`")
+    return ModelConfig(name=source, dtype=record.model.dtype, revision=record.model.revision)
