@@ -37,7 +37,7 @@ CODE_VERSION = 3
 PARTIAL = ".partial"
 """Suffix of the folder of an artefact that is being built."""
 
-SCRATCH = ("*.ckpt", "*.tmp", "seconds.txt", "ranks.txt")
+SCRATCH = ("*.ckpt.safetensors", "*.tmp", "seconds.txt", "ranks.txt")
 """Files that only serve to resume an interrupted build."""
 
 PACKAGES = ("del-lightning", "torch", "lightning", "transformers", "torchmetrics", "datasets", "numpy", "scipy")

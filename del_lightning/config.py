@@ -664,6 +664,9 @@ class TrainerConfig:
     strategy: str = "ddp"
     """Of several devices. ddp: each holds the whole frozen LLM; fsdp: its layers are spread over all of them, gathered
     one at a time. What trains is small and lies on every device either way."""
+    activation_checkpointing: bool = False
+    """Compute what is inside the LLM's layers again in the backward pass instead of keeping it: less memory, about a
+    third more time, the same numbers."""
     accumulate_grad_batches: int = 1
     precision: str = "32-true"
     """32-true, or bf16-mixed: the frozen LLM computes in bfloat16 while prompts, adapters and denoisers train; what

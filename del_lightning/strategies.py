@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from del_lightning.config import TrainerConfig
-from del_lightning.llm import FrozenLLM
+from del_lightning.llm import FrozenLLM, decoder_layers
 
 
 def strategy(config: TrainerConfig) -> Any:
@@ -48,7 +48,7 @@ class FrozenBackboneDDP(DDPStrategy):
     def model_to_device(self) -> None:
         """Spread before moving: a whole model need not fit on the device."""
         assert self.model is not None
-        self.layers = repeated_layers(self.model) if self.spread else None
+        self.layers = decoder_layers(self.model) if self.spread else None
         if self.layers is not None:
             self._reuse_starts(False)
             mesh = init_device_mesh(self.root_device.type, (self.world_size,))
@@ -64,7 +64,7 @@ class FrozenBackboneDDP(DDPStrategy):
         parameters = dict(self.model.named_parameters(remove_duplicate=False))  # tied weights have two names
         frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
         frozen += [name for name, _ in self.model.named_buffers(remove_duplicate=False)]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, frozen)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, frozen)  # type: ignore[no-untyped-call]
         super().configure_ddp()
 
     @override
@@ -113,9 +113,3 @@ def _filled(shell: nn.Module, spread: nn.Module) -> nn.Module:
 
 def _is_spread(weight: Tensor) -> TypeGuard[DTensor]:
     return isinstance(weight, DTensor)
-
-
-def repeated_layers(model: nn.Module) -> nn.ModuleList | None:
-    """The decoder layers of the language model in ``model``: its longest list of modules of one class, if any."""
-    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len({*map(type, part)}) == 1]
-    return max(lists, key=len, default=None)

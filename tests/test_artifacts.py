@@ -9,9 +9,11 @@ import pytest
 
 from del_lightning import artifacts
 from del_lightning.artifacts import ArtifactStore, Outcome, capture_environment, key_of, read_result, write_json
+from del_lightning.checkpoints import EXTENSION
 from del_lightning.errors import ArtifactError
 from del_lightning.report.schema import SCHEMA_VERSION, Estimate, StageResult
 
+LAST, BEST = (f"{name}{EXTENSION}" for name in ("last", "best"))
 DETERMINED_BY = {"model": {"fingerprint": "abc"}, "seed": 0}
 
 
@@ -93,11 +95,11 @@ def test_record_on_disk_is_plain_json_beside_its_settings(tmp_path: Path) -> Non
 
 def test_a_failed_build_leaves_nothing_finished_and_its_files_to_the_next_attempt(tmp_path: Path) -> None:
     def fail(folder: Path) -> Outcome:
-        (folder / "last.ckpt").write_text("half way")
+        (folder / LAST).write_text("half way")
         raise KeyboardInterrupt
 
     def finish(folder: Path) -> Outcome:
-        assert (folder / "last.ckpt").read_text() == "half way"
+        assert (folder / LAST).read_text() == "half way"
         (folder / "weights.bin").touch()
         return Outcome()
 
@@ -112,7 +114,7 @@ def test_a_failed_build_leaves_nothing_finished_and_its_files_to_the_next_attemp
     assert [path.name for path in (tmp_path / "prompt").iterdir() if path.is_dir()] == [folder.name]
 
 
-@pytest.mark.parametrize("left", [["last.ckpt", "best.ckpt", "seconds.txt"], ["last.ckpt"], []])
+@pytest.mark.parametrize("left", [[LAST, BEST, "seconds.txt"], [LAST], []])
 def test_a_kill_between_the_record_and_the_rename_costs_nothing(tmp_path: Path, left: list[str]) -> None:
     folder = store(tmp_path).get("prompt", DETERMINED_BY, nothing).folder
     folder.rename(folder.with_suffix(".partial"))

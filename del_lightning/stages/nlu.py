@@ -21,7 +21,6 @@ from del_lightning.attacks import AttributeInference, Texts
 from del_lightning.data.corpora import check_corpus
 from del_lightning.data.glue import check_glue
 from del_lightning.errors import ConfigError
-from del_lightning.llm import check_llm
 from del_lightning.methods import Footprint, Method
 from del_lightning.methods.factory import NEEDS_CODEC
 from del_lightning.metrics import over_examples, over_seeds
@@ -32,7 +31,6 @@ from del_lightning.stages import codec as codec_stage
 from del_lightning.stages.classification import Front, NluTask, ensure, read_scores
 from del_lightning.stages.report import shareable, slug_of, without_folder
 from del_lightning.stages.setting import method_key
-from del_lightning.stages.training import pick_device
 from del_lightning.stages.workspace import Workspace
 
 SUITE = ("nearest", "nearest-l2", "nearest-code", "bayes")
@@ -48,8 +46,7 @@ def check(ws: Workspace) -> None:
     Raises:
         DelError: A model, data set or setting is missing or impossible.
     """
-    pick_device(ws.config.trainer)
-    check_llm(ws.config.model)
+    ws.check_memory()
     check_glue(ws.config.nlu.task, ws.config.data.root)
     methods = {name.partition("@")[0] for names in ws.config.nlu.runs.values() for name in names}
     if methods & set(NEEDS_CODEC):

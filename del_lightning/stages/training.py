@@ -17,9 +17,11 @@ from lightning.pytorch.loggers import Logger
 from del_lightning import ranks
 from del_lightning.artifacts import write_text
 from del_lightning.callbacks import History, at_step
+from del_lightning.checkpoints import EXTENSION, SafetensorsIO
 from del_lightning.config import TrainerConfig
 from del_lightning.data import Batch
 from del_lightning.errors import ArtifactError, ConfigError
+from del_lightning.llm import FrozenLLM
 from del_lightning.modules.base import FrozenBackboneModule
 from del_lightning.strategies import strategy
 
@@ -83,15 +85,21 @@ class _Stopwatch(L.Callback):
             write_text(self.path, f"{self.before:.1f}\n")
 
 
+class _BestCheckpoint(ModelCheckpoint):
+    """The weights of the best validation so far."""
+
+    FILE_EXTENSION = EXTENSION
+
+
 class _LastCheckpoint(Checkpoint):
-    """Leaves ``last.ckpt`` to resume from: every few steps, and after every validation.
+    """Leaves the file to resume from: every few steps, and after every validation.
 
     Not between a step and its validation: Lightning would resume behind that validation, and the best of the run could
     be missed. Not when training stops early: resumed, it would go on; from the checkpoint before it stops again.
     """
 
     def __init__(self, folder: Path, every: int, validate_every: int) -> None:
-        self.path, self.every, self.validate_every = folder / "last.ckpt", every, validate_every
+        self.path, self.every, self.validate_every = folder / f"last{EXTENSION}", every, validate_every
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int
@@ -104,11 +112,7 @@ class _LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        """Atomically: Lightning itself writes to the system's temporary folder, which may be another disk."""
-        temporary = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            temporary.replace(self.path)
+        trainer.save_checkpoint(self.path)
 
 
 def fit(
@@ -130,10 +134,10 @@ def fit(
         ArtifactError: The run was resumed in a folder of another name, which lost its best validation.
         Followed: The training is over and this is not rank 0.
     """
-    schedule = module.config
+    schedule, home = module.config, _home(module, config)
     history = History(config.log_every)
     validate_every = min(schedule.validate_every, schedule.steps)
-    best = ModelCheckpoint(
+    best = _BestCheckpoint(
         folder,
         filename="best",
         monitor=module.monitor,
@@ -163,22 +167,29 @@ def fit(
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=folder,
+            plugins=[SafetensorsIO()],
         )
         resume = last.path if last.path.exists() else None
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        trainer.fit(module, data, ckpt_path=resume)
     score = _take_best(module, best, folder)
     # Lightning leaves everything, the shared language model too, on the CPU.
-    module.to(pick_device(config))
+    module.to(home)
     if not trainer.is_global_zero:
         raise ranks.Followed
     return Fit(history.rows, trainer.global_step, score)
+
+
+def _home(module: FrozenBackboneModule, config: TrainerConfig) -> torch.device:
+    """Where the module belongs between trainings: beside its language model, which may be too large for a device."""
+    llms = (part for part in module.modules() if isinstance(part, FrozenLLM))
+    return next((llm.device for llm in llms), pick_device(config))
 
 
 def _take_best(module: FrozenBackboneModule, best: ModelCheckpoint, folder: Path) -> float:
     """Give the module its best weights; returns what they scored."""
     if best.best_model_score is None:  # Lightning forgets the best so far when a resumed run finds another folder name.
         raise ArtifactError(f"{folder} must hold the best validation of its run, got none: was it moved? Delete it")
-    checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+    checkpoint = SafetensorsIO().load_checkpoint(best.best_model_path)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     return float(best.best_model_score)
 

@@ -10,10 +10,11 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
+from rich import print as rprint
 from rich.progress import track
 from torch import Tensor
 
-from del_lightning import ranks
+from del_lightning import memory, ranks
 from del_lightning.artifacts import ArtifactStore
 from del_lightning.attacks import log_prior
 from del_lightning.attacks.bigrams import Bigrams
@@ -23,6 +24,7 @@ from del_lightning.config import Config
 from del_lightning.data import GenerationDataModule, check_corpus, load_corpus
 from del_lightning.errors import ConfigError
 from del_lightning.llm import FrozenLLM, check_llm, load_llm
+from del_lightning.memory import MemoryPlan
 from del_lightning.methods import Method
 from del_lightning.methods.factory import (
     CLASSES,
@@ -51,6 +53,7 @@ class Workspace:
         """``config`` has passed its own checks; ``overrides`` is what was typed to get it, for the report."""
         self.config, self.overrides = config, list(overrides)
         self.store = ArtifactStore(config.out, asdict(config))
+        self.memory: MemoryPlan | None = None
         self._methods: dict[str, Method] = {}
 
     def __enter__(self) -> Self:
@@ -84,8 +87,7 @@ class Workspace:
 
             nlu.check(self)
             return
-        pick_device(self.config.trainer)
-        check_llm(self.config.model)
+        self.check_memory()
         for corpus in {self.config.data.name, self.config.codec.corpus}:
             check_corpus(corpus, self.config.data.root)
         check_encoder(self.config.evaluate.encoder)
@@ -96,6 +98,18 @@ class Workspace:
             raise ConfigError(
                 f"`targets` must hold a success rate to which {', '.join(searched)} are calibrated, got []"
             )
+
+    def check_memory(self) -> None:
+        """Find the model, work out what training takes, and say so.
+
+        Raises:
+            DelError: No such device or model, or the device cannot hold it.
+        """
+        architecture = check_llm(self.config.model)
+        device = pick_device(self.config.trainer)
+        if architecture is not None:
+            self.memory = memory.check(self.config, architecture, device)
+            rprint(self.memory.summary())
 
     def _check_attacks(self) -> None:
         config = self.config.attack
@@ -127,8 +141,11 @@ class Workspace:
 
     @cached_property
     def llm(self) -> FrozenLLM:
-        """The frozen language model, on :attr:`device`."""
-        return load_llm(self.config.model).to(self.device)
+        """The frozen language model on :attr:`device`, or in main memory if no device can hold all of it."""
+        llm = load_llm(self.config.model)
+        if self.config.trainer.activation_checkpointing:
+            llm.recompute_layers()
+        return llm.to(self.device) if self.memory is None or self.memory.fits_alone else llm
 
     @cached_property
     def local_llm(self) -> FrozenLLM:

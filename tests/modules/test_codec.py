@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from del_lightning.checkpoints import SafetensorsIO
 from del_lightning.codec import LinearCodec
 from del_lightning.config import CodecConfig, TrainerConfig
 from del_lightning.llm import FrozenLLM
@@ -35,7 +36,7 @@ def test_training_changes_both_maps_and_nothing_else(tiny_llm: Factory, tmp_path
     fit(module, data_for(module.llm), TRAINER, tmp_path)
     changed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"codec.encoder.weight", "codec.decoder.weight"}
-    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    checkpoint = SafetensorsIO().load_checkpoint(tmp_path / "last.ckpt.safetensors")
     assert checkpoint["state_dict"].keys() == changed
 
 

@@ -9,6 +9,7 @@ import torch
 
 from del_lightning.attacks import log_prior
 from del_lightning.attacks.inverter import Inverter
+from del_lightning.checkpoints import SafetensorsIO
 from del_lightning.config import InverterConfig, TrainerConfig
 from del_lightning.llm import FrozenLLM
 from del_lightning.modules import InverterTraining
@@ -52,7 +53,7 @@ def test_training_starts_at_the_exact_attack_and_adds_context(tiny_llm: Factory,
 def test_checkpoint_holds_the_inverter_and_its_start_alone(tiny_llm: Factory, tmp_path: Path) -> None:
     module = module_for(tiny_llm())
     train(module, tiny_llm(), tmp_path)
-    checkpoint = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    checkpoint = SafetensorsIO().load_checkpoint(tmp_path / "best.ckpt.safetensors")
     assert checkpoint["state_dict"].keys() == module.trainable().keys()
     assert all(name.startswith("inverter.") for name in checkpoint["state_dict"])
     assert checkpoint["inverter_start"] == module.start_perplexity < math.inf

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from del_lightning.checkpoints import SafetensorsIO
 from del_lightning.config import PromptConfig, TrainerConfig
 from del_lightning.llm import FrozenLLM
 from del_lightning.methods import Release
@@ -70,10 +71,10 @@ def test_gradient_and_optimizer_state_exist_for_the_prompt_alone(tiny_llm: Facto
 def test_checkpoint_holds_the_prompt_alone(tiny_llm: Factory, tmp_path: Path) -> None:
     module = PromptTuning(split_for(tiny_llm()), CONFIG)
     train(module, tmp_path)
-    for name in ("best.ckpt", "last.ckpt"):
-        checkpoint = torch.load(tmp_path / name, weights_only=True)
+    for name in ("best.ckpt.safetensors", "last.ckpt.safetensors"):
+        checkpoint = SafetensorsIO().load_checkpoint(tmp_path / name)
         assert checkpoint["state_dict"].keys() == {"split.prompt.embeddings"}
-        if name == "best.ckpt":  # only read back, never resumed from
+        if name == "best.ckpt.safetensors":  # only read back, never resumed from
             assert "optimizer_states" not in checkpoint
             continue
         stored = [state for optimizer in checkpoint["optimizer_states"] for state in optimizer["state"].values()]

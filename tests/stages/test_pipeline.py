@@ -4,56 +4,35 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from del_lightning.artifacts import read_result
-from del_lightning.assets import packaged_path
 from del_lightning.config import (
     METHODS,
     AttackConfig,
     BaselineConfig,
-    CodecConfig,
-    Config,
     CustextConfig,
-    DataConfig,
     DPForwardConfig,
-    EvaluateConfig,
     InverterConfig,
     LoggerConfig,
     MechanismConfig,
-    ModelConfig,
-    PromptConfig,
     RantextConfig,
     SantextConfig,
-    TrainerConfig,
 )
-from del_lightning.errors import AssetError, ConfigError, DelError
-from del_lightning.report.schema import Leaderboard
+from del_lightning.errors import ConfigError, DelError
 from del_lightning.split import SplitModel
 from del_lightning.stages import attack, calibrate, pipeline
 from del_lightning.stages.setting import Setting, build_method
 from del_lightning.stages.settings import settings
 from del_lightning.stages.workspace import Workspace
+from tests.stages.factory import TITLE, board_of, command_line, config_for, kill_when, need, records, timeless
 
 ROOT = Path(__file__).parents[2]
-TITLE = "Small pipeline"
 pytestmark = pytest.mark.slow
-
-
-def need(*assets: str) -> None:
-    for name in assets:
-        try:
-            packaged_path(name)
-        except AssetError as error:
-            pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,51 +45,6 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEL_LIGHTNING_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-def config_for(model: Path, encoder: Path, out: Path) -> Config:
-    return Config(
-        title=TITLE,
-        out=str(out),
-        targets=[0.1, 0.4],
-        model=ModelConfig(name=str(model)),
-        data=DataConfig(
-            min_words=30,
-            prompt_words=8,
-            max_prompts=6,
-            reference_tokens=10,
-            train_tokens=24,
-            split_ratio=[0.4, 0.7],
-            validation_blocks=4,
-            eval_batch_size=4,
-        ),
-        codec=CodecConfig(
-            corpus="lee", dim=4, steps=4, batch_size=2, sequence_tokens=24, warmup_steps=1, validate_every=2
-        ),
-        mechanism=MechanismConfig(bits=3),
-        prompt=PromptConfig(virtual_tokens=3, steps=4, batch_size=2, learning_rate=0.05, validate_every=2),
-        attack=AttackConfig(tokens=200, tolerance=0.1, resolution=0.3, outline=4, levels=[60.0, 5.0]),
-        evaluate=EvaluateConfig(
-            encoder=str(encoder), max_new_tokens=6, generation_batch_size=4, seeds=[0, 1], samples=2
-        ),
-        trainer=TrainerConfig(accelerator="cpu", progress_bar=False, checkpoint_every=1, log_every=1, attack_every=2),
-        logger=LoggerConfig(kind="none"),
-    )
-
-
-def records(out: Path) -> dict[Path, int]:
-    """Every finished artefact's record and when it was written."""
-    paths = [path for path in out.glob("*/*/result.json") if path.parent.suffix != ".partial"]
-    return {path.relative_to(out): path.stat().st_mtime_ns for path in paths}
-
-
-def board_of(out: Path) -> Leaderboard:
-    return Leaderboard.model_validate_json((out / "report" / "small-pipeline" / "leaderboard.json").read_text())
-
-
-def timeless(board: Leaderboard) -> list[dict[str, object]]:
-    """The rows but for the time that privatising took."""
-    return [row.model_dump(exclude={"device": {"milliseconds"}}) for row in board.rows]
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +268,7 @@ def test_every_artefact_is_finished_and_clean(finished: Path) -> None:
     assert len(list((finished / "attack").glob("*/result.json"))) == 14  # two attackers a front-end or level
     assert len(list((finished / "evaluate").glob("*/result.json"))) == 10
     assert list(finished.rglob("*.partial")) == []
-    assert list(finished.rglob("*.ckpt")) == []
+    assert list(finished.rglob("*.ckpt*")) == []
 
 
 def test_a_second_run_builds_nothing(finished: Path, model: Path, encoder: Path) -> None:
@@ -410,30 +344,6 @@ def test_wandb_gets_curves_and_the_leaderboard(
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
 
 
-def command_line(config: Config) -> list[str]:
-    """The same configuration from a shell."""
-
-    def values(prefix: str, settings: object) -> list[str]:
-        return [f"{prefix}.{key}={json.dumps(value)}" for key, value in vars(settings).items() if value is not None]
-
-    groups = ("data", "codec", "mechanism", "prompt", "attack", "evaluate", "trainer", "logger")
-    overrides = [override for group in groups for override in values(group, getattr(config, group))]
-    overrides = [override for override in overrides if "text=" not in override and ".prefix=" not in override]
-    overrides += [f"title={config.title}", f"out={config.out}", f"targets={config.targets}"]
-    overrides += [f"model.name={config.model.name}", "model.dtype=float32"]
-    return [sys.executable, "-m", "del_lightning", "stage=pipeline", *overrides]
-
-
-def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 300
-    while not reached():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < limit
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
 def test_a_pipeline_killed_in_training_goes_on_where_it_was(
     finished: Path, model: Path, encoder: Path, tmp_path: Path
 ) -> None:
@@ -446,7 +356,7 @@ def test_a_pipeline_killed_in_training_goes_on_where_it_was(
 
     def second_prompt_trains() -> bool:
         finished = [path for path in records(tmp_path / "out") if path.parts[0] == "prompt"]
-        return len(finished) == 1 and any(prompts.glob("*.partial/last.ckpt"))
+        return len(finished) == 1 and any(prompts.glob("*.partial/last.ckpt.safetensors"))
 
     kill_when(process, second_prompt_trains)
     (unfinished,) = prompts.glob("*.partial")

@@ -1,0 +1,235 @@
+"""What a training will take of each device's memory, worked out before any weight is loaded.
+
+Nothing is estimated by rule of thumb: the model's own code runs with PyTorch's fake tensors, which have shapes and no
+content, and what autograd would keep for the backward pass is added up.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from del_lightning.config import Config
+from del_lightning.errors import ConfigError
+from del_lightning.llm import decoder_layers, quiet
+
+GIB = 1 << 30
+CONTEXT = GIB
+"""What CUDA and its libraries take of a device before the first tensor."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one device while a soft prompt or codec trains; tables of single methods are not in it.
+
+    Attributes:
+        weights: The frozen model, or this device's share of it and two whole layers.
+        whole: The frozen model, which lies on the first device from calibration to evaluation.
+        activations: What is kept for the backward pass, and the gradient of its largest tensor.
+        table: Embeddings of the whole vocabulary in float32.
+        context: Taken by the device's own libraries.
+        available: Free on each device now.
+    """
+
+    weights: int
+    whole: int
+    activations: int
+    table: int
+    context: int
+    available: int
+
+    @property
+    def training(self) -> int:
+        """Bytes while something trains."""
+        return self.weights + self.activations + self.table + self.context
+
+    @property
+    def alone(self) -> int:
+        """Bytes of the first device while it holds all of the model; what is attacked or written comes on top."""
+        return self.whole + self.table + self.context
+
+    @property
+    def fits_alone(self) -> bool:
+        """Whether one device can hold the whole model."""
+        return self.alone <= self.available
+
+    def summary(self) -> str:
+        """One line for people."""
+        parts = {"weights": self.weights, "activations": self.activations, "embedding table": self.table}
+        return (
+            f"memory: {_gib(self.training)} of {_gib(self.available)} free on each device while training ("
+            + ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
+            + ")"
+        )
+
+
+def plan(config: Config, architecture: PreTrainedConfig, device: torch.device) -> MemoryPlan:
+    """Work out what this configuration's training takes.
+
+    Args:
+        config: Model, data and batch sizes, devices and strategy.
+        architecture: The language model's ``config.json``.
+        device: One of those that train.
+    """
+    trainer = config.trainer
+    with FakeTensorMode(), quiet():
+        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            architecture, dtype=getattr(torch, config.model.dtype)
+        )
+        model.requires_grad_(False)
+        recompute = trainer.activation_checkpointing
+        kept = [kept_for_backward(model, *batch, recompute=recompute) for batch in _batches(config)]
+    whole, together = _bytes(model), trainer.devices * trainer.num_nodes
+    return MemoryPlan(
+        weights=_spread(model, together) if together > 1 and trainer.strategy == "fsdp" else whole,
+        whole=whole,
+        activations=max(kept),
+        table=4 * _table(model).numel(),
+        context=CONTEXT if device.type == "cuda" else 0,
+        available=_available(device) // (1 if device.type == "cuda" else trainer.devices),
+    )
+
+
+def check(config: Config, architecture: PreTrainedConfig, device: torch.device) -> MemoryPlan:
+    """The plan, if it can work.
+
+    Raises:
+        ConfigError: The device cannot hold it.
+    """
+    found = plan(config, architecture, device)
+    if found.training > found.available:
+        raise ConfigError(
+            f"`model.name` must fit on each device: {config.model.name} needs {_gib(found.training)} to train "
+            f"(weights {_gib(found.weights)}, activations {_gib(found.activations)}), got {_gib(found.available)} "
+            f"free; {_advice(config)}"
+        )
+    if not found.fits_alone and config.stage.name not in ("prompt", "codec"):
+        raise ConfigError(
+            f"`stage` must be codec or prompt where no device holds the model alone: {config.model.name} needs "
+            f"{_gib(found.alone)}, got {_gib(found.available)} free"
+        )
+    return found
+
+
+def kept_for_backward(model: PreTrainedModel, rows: int, tokens: int, *, recompute: bool = False) -> int:
+    """Bytes that autograd keeps of ``rows`` sequences of ``tokens``, and those of its largest tensor's gradient.
+
+    An upper limit: every position's logits are counted, and attention weights, which fused kernels never store.
+
+    Args:
+        model: Made of fake tensors; call this in their mode.
+        rows: Sequences at a time.
+        tokens: Of each sequence.
+        recompute: Of a layer only its input is kept, and one layer at a time is computed again.
+    """
+    table = _table(model)
+    inputs = torch.empty(rows, tokens, table.shape[1], dtype=table.dtype, requires_grad=True)
+    kept: dict[int, int] = {}
+    with (
+        torch.autograd.graph.saved_tensors_hooks(partial(_count, kept), _as_it_is),
+        _sizes_of_layers(model, kept) as each,
+    ):
+        logits = model(inputs_embeds=inputs, use_cache=False).logits.float()
+        # Bound to a name: what a graph keeps is freed with it, and the next tensor would get its number.
+        _loss = F.cross_entropy(logits.flatten(0, 1), torch.zeros(rows * tokens, dtype=torch.long))
+    total, gradient = sum(kept.values()), max(kept.values(), default=0)
+    if recompute and each:
+        total += len(each) * inputs.nbytes + max(each) - sum(each)
+    return total + gradient
+
+
+def _table(model: PreTrainedModel) -> Tensor:
+    return cast(nn.Embedding, model.get_input_embeddings()).weight
+
+
+def _number(tensor: Tensor) -> int:
+    """Of a tensor's storage, which views share."""
+    return cast(int, tensor.untyped_storage()._cdata)
+
+
+def _count(kept: dict[int, int], tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
+        kept[_number(tensor)] = tensor.untyped_storage().nbytes()
+    return tensor
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@contextmanager
+def _sizes_of_layers(model: nn.Module, kept: Mapping[int, int]) -> Iterator[list[int]]:
+    """Bytes that each decoder layer added to ``kept``, in the order they ran."""
+    sizes: list[int] = []
+
+    def enter(*_: Any) -> None:
+        sizes.append(-sum(kept.values()))
+
+    def leave(*_: Any) -> None:
+        sizes[-1] += sum(kept.values())
+
+    layers = decoder_layers(model) or ()
+    hooks = [
+        hook
+        for layer in layers
+        for hook in (layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave))
+    ]
+    try:
+        yield sizes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _batches(config: Config) -> Iterator[tuple[int, int]]:
+    """Sequences and tokens of a step of each training."""
+    if config.stage.name == "nlu":
+        rows = max(config.prompt.batch_size, config.nlu.denoiser.batch_size)
+        yield rows, config.prompt.virtual_tokens + 2 * config.nlu.sentence_tokens
+    else:
+        yield config.prompt.batch_size, config.prompt.virtual_tokens + config.data.train_tokens
+    if config.codec.steps:
+        yield config.codec.batch_size, config.codec.sequence_tokens
+
+
+def _spread(model: nn.Module, devices: int) -> int:
+    """Bytes of one device's share: its part of every layer, two whole ones, and all that is in no layer."""
+    layers = decoder_layers(model)
+    if layers is None:
+        return _bytes(model)
+    sizes = [_bytes(layer) for layer in layers]
+    return _bytes(model) - sum(sizes) + math.ceil(sum(sizes) / devices) + 2 * max(sizes)
+
+
+def _bytes(module: nn.Module) -> int:
+    """Of its parameters and buffers; tied ones count once."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _available(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
+def _advice(config: Config) -> str:
+    trainer = config.trainer
+    ways = ["smaller batches with trainer.accumulate_grad_batches"]
+    if not trainer.activation_checkpointing:
+        ways.append("trainer.activation_checkpointing=true")
+    if trainer.strategy != "fsdp":
+        ways.append("trainer.strategy=fsdp over several trainer.devices")
+    return "try " + " or ".join(ways)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"

@@ -1,0 +1,157 @@
+"""Two processes on one CPU are one process with twice the batch, however they are started and the model is spread."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from del_lightning.config import Config, TrainerConfig
+from del_lightning.errors import ConfigError
+from del_lightning.llm import ModelConfig, load_llm
+from del_lightning.stages.training import pick_device
+from tests.stages.factory import board_of, command_line, config_for, kill_when, need, timeless
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+STRATEGIES = ("ddp", "fsdp")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _assets() -> None:
+    need("lee.cor", "lee_background.cor")
+
+
+def config_of(model: Path, encoder: Path, out: Path, strategy: str | None) -> Config:
+    """Controls and DEL at a given mu, under two processes of half the batch, or one process without a strategy."""
+    config = config_for(model, encoder, out)
+    halved = 1 if strategy else 2
+    return replace(
+        config,
+        methods=["clean", "projection", "del"],
+        targets=[],
+        codec=replace(config.codec, batch_size=halved),
+        prompt=replace(config.prompt, batch_size=2 * halved),
+        mechanism=replace(config.mechanism, mu=2.0),
+        trainer=replace(config.trainer, devices=2 if strategy else 1, strategy=strategy or "ddp"),
+    )
+
+
+def run(config: Config, log: Path, *launcher: str) -> None:
+    """The pipeline from a shell; ``launcher`` takes the place of the interpreter."""
+    command = command_line(config)
+    command = [*(launcher or command[:1]), *command[1:], "methods=[clean,projection,del]", "mechanism.mu=2.0"]
+    with log.open("wb") as file:
+        process = subprocess.run(
+            command, cwd=log.parent, env=ENVIRONMENT, stdout=file, stderr=file, timeout=300, check=False
+        )
+    assert process.returncode == 0, log.read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | None], Path]:
+    """Output folder of a pipeline under a strategy."""
+    known: dict[str | None, Path] = {}
+
+    def get(strategy: str | None) -> Path:
+        if strategy not in known:
+            folder = tmp_path_factory.mktemp(strategy or "one")
+            run(config_of(model, encoder, folder / "out", strategy), folder / "log")
+            known[strategy] = folder / "out"
+        return known[strategy]
+
+    return get
+
+
+def trained(out: Path) -> list[dict[str, Tensor]]:
+    """Codec and soft prompts, in the order they were trained."""
+    paths = [*out.glob("codec/*/codec.safetensors"), *out.glob("prompt/*/adapter_model.safetensors")]
+    return [load_file(path) for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_train_what_one_does(finished: Callable[[str | None], Path], strategy: str) -> None:
+    one, two = trained(finished(None)), trained(finished(strategy))
+    assert len(one) == len(two) == 4  # a codec and three soft prompts
+    # The last one trains behind noise, which two ranks draw for themselves.
+    for alone, together in zip(one[:3], two[:3], strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert one[3].keys() == two[3].keys()
+    assert not torch.equal(*(next(iter(parts[3].values())) for parts in (one, two)))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_rank_0_evaluates_alone_and_writes_one_report(finished: Callable[[str | None], Path], strategy: str) -> None:
+    one, two = board_of(finished(None)), board_of(finished(strategy))
+    assert [(row.label, row.soft_prompt) for row in one.rows] == [(row.label, row.soft_prompt) for row in two.rows]
+    for alone, together in zip(one.rows, two.rows, strict=True):
+        if alone.method != "del":
+            assert together.perplexity.value == pytest.approx(alone.perplexity.value, rel=1e-4)
+    assert list(finished(strategy).rglob("*.partial")) == []
+    assert list(finished(strategy).rglob("ranks.txt")) == []
+
+
+def test_spread_layers_give_what_whole_ones_do(finished: Callable[[str | None], Path]) -> None:
+    assert timeless(board_of(finished("fsdp"))) == timeless(board_of(finished("ddp")))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_torchrun_leaves_the_same_prompt_on_every_rank(model: Path, tmp_path: Path, strategy: str) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    worker = [str(ROOT / "tests" / "stages" / "rank_worker.py"), str(model), str(tmp_path), strategy]
+    command = [*torchrun, *worker]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    drawn = torch.cat([first.pop("noise"), second.pop("noise")]).flatten()
+    assert len(drawn.unique()) == len(drawn) == 2 * 4 * 4  # ranks, steps, numbers
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    whole = load_llm(ModelConfig(name=str(model), dtype="float32")).model
+    assert torch.equal(first["frozen"], whole.get_parameter("model.layers.1.mlp.down_proj.weight"))
+
+
+def test_the_pipeline_runs_under_torchrun(
+    model: Path, encoder: Path, tmp_path: Path, finished: Callable[[str | None], Path]
+) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run(config_of(model, encoder, tmp_path / "out", "ddp"), tmp_path / "log", *torchrun)
+    assert timeless(board_of(tmp_path / "out")) == timeless(board_of(finished("ddp")))
+
+
+def test_a_killed_pair_ends_as_an_uninterrupted_one(
+    model: Path, encoder: Path, tmp_path: Path, finished: Callable[[str | None], Path]
+) -> None:
+    config, prompts = config_of(model, encoder, tmp_path / "out", "ddp"), tmp_path / "out" / "prompt"
+    command = [*command_line(config), "methods=[clean,projection,del]", "mechanism.mu=2.0"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=log, stderr=log)
+    kill_when(process, lambda: any(prompts.glob("*.partial/last.ckpt.safetensors")))
+    limit = time.monotonic() + 60
+    while children(str(tmp_path)):  # the other rank notices by itself
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    run(config, tmp_path / "log")
+    assert timeless(board_of(tmp_path / "out")) == timeless(board_of(finished("ddp")))
+
+
+def children(text: str) -> list[str]:
+    """Processes that still run with ``text`` on their command line."""
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in listed if text in line and "del_lightning" in line]
+
+
+def test_more_devices_than_the_machine_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"`trainer.devices` must be at most the 1 of this machine, got 2"):
+        pick_device(TrainerConfig(devices=2))
