@@ -387,3 +387,37 @@ def test_packaged_model_means_something_and_is_converted_once(monkeypatch: pytes
 
     monkeypatch.setattr(llm, "_convert_gguf", again)
     assert load_llm(ModelConfig(name="SmolLM2-135M-Instruct", dtype="bfloat16")).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_recomputed_layers_give_the_same_gradients(tiny_llm: Callable[..., FrozenLLM], family: str) -> None:
+    plain, recomputing = tiny_llm(family), tiny_llm(family)
+    recomputing.recompute_layers()
+    recomputing.recompute_layers()  # twice is once
+    found = []
+    for llm in (plain, recomputing):
+        start = torch.randn(1, 3, llm.hidden_size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        rest = torch.randn(2, 5, llm.hidden_size, generator=torch.Generator().manual_seed(1))
+        mask = torch.ones(2, 8, dtype=torch.bool)
+        inputs = torch.cat([start.expand(2, -1, -1), rest], dim=1)
+        logits = llm.logits(inputs, mask, mask & (torch.arange(8) > 3), shared=3)
+        logits.logsumexp(-1).sum().backward()
+        with torch.no_grad():
+            continued = llm.generate(rest, mask[:, 3:], max_new_tokens=4)
+        found.append((logits.detach(), start.grad, continued))
+    torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-5, atol=1e-6)
+    assert found[0][2] == found[1][2]
+
+
+def test_recomputing_keeps_less(tiny_llm: Callable[..., FrozenLLM]) -> None:
+    def kept(llm: FrozenLLM) -> int:
+        sizes: list[int] = []
+        inputs = torch.randn(2, 16, llm.hidden_size, requires_grad=True)
+        mask = torch.ones(2, 16, dtype=torch.bool)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.nbytes), x)[1], lambda x: x):
+            llm.logits(inputs, mask, mask & (torch.arange(16) > 13))
+        return sum(sizes)
+
+    plain, recomputing = tiny_llm(layers=4), tiny_llm(layers=4)
+    recomputing.recompute_layers()
+    assert kept(recomputing) < 0.3 * kept(plain)
