@@ -764,6 +764,22 @@ class ServeConfig:
 
 
 @dataclass
+class TransferConfig:
+    """Stage ``transfer``: DEL's soft prompts away from where they were trained, on the data set of `data`."""
+
+    mus: list[float] = field(default_factory=lambda: [40.0, 52.0])
+    """Every soft prompt that was trained on this data at one of these is used at each of them."""
+    sources: list[str] = field(default_factory=lambda: ["c4"])
+    """Data sets whose soft prompts are used here, each at the mu that it was trained at."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.mus) > 0, "transfer.mus", "a non-empty list", self.mus)
+        for mu in self.mus:
+            _positive("transfer.mus", mu)
+        _require(len({*self.mus}) == len(self.mus), "transfer.mus", "different values", self.mus)
+
+
+@dataclass
 class Config:
     """Everything one run needs."""
 
@@ -795,6 +811,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     account: AccountConfig = field(default_factory=AccountConfig)
     nlu: NluConfig = field(default_factory=NluConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)

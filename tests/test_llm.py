@@ -395,15 +395,15 @@ def test_recomputed_layers_give_the_same_gradients(tiny_llm: Callable[..., Froze
     recomputing.recompute_layers()
     recomputing.recompute_layers()  # twice is once
     found = []
-    for llm in (plain, recomputing):
-        start = torch.randn(1, 3, llm.hidden_size, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        rest = torch.randn(2, 5, llm.hidden_size, generator=torch.Generator().manual_seed(1))
+    for one in (plain, recomputing):
+        start = torch.randn(1, 3, one.hidden_size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        rest = torch.randn(2, 5, one.hidden_size, generator=torch.Generator().manual_seed(1))
         mask = torch.ones(2, 8, dtype=torch.bool)
         inputs = torch.cat([start.expand(2, -1, -1), rest], dim=1)
-        logits = llm.logits(inputs, mask, mask & (torch.arange(8) > 3), shared=3)
+        logits = one.logits(inputs, mask, mask & (torch.arange(8) > 3), shared=3)
         logits.logsumexp(-1).sum().backward()
         with torch.no_grad():
-            continued = llm.generate(rest, mask[:, 3:], max_new_tokens=4)
+            continued = one.generate(rest, mask[:, 3:], max_new_tokens=4)
         found.append((logits.detach(), start.grad, continued))
     torch.testing.assert_close(found[0][:2], found[1][:2], rtol=1e-5, atol=1e-6)
     assert found[0][2] == found[1][2]

@@ -315,6 +315,53 @@ class NluLeaderboard(Record):
     generated: str
 
 
+class TransferCell(Record):
+    """DEL at one setting, behind a soft prompt that was trained there, elsewhere, or not at all."""
+
+    trained_on: str | None
+    """Data set; None without a soft prompt."""
+    trained_at: float | None
+    """mu; None without a soft prompt."""
+    used_at: float
+    """mu of the mechanism in use."""
+    perplexity: Estimate
+    coherence: Estimate
+    agreement: Estimate
+    over_matched: PairedDifference | None
+    """This cell minus the one whose soft prompt was trained on this data at this mu; None for that one itself."""
+    over_none: PairedDifference | None
+    """This cell minus the one without a soft prompt; None for that one itself."""
+
+
+class TransferBoard(Record):
+    """``transfer.json``: soft prompts of DEL, used on one data set."""
+
+    schema_version: int = SCHEMA_VERSION
+    title: str
+    schedule: str
+    dataset: str
+    model: str
+    encoder: str
+    bits: int
+    dim: int
+    prompts: int
+    private_tokens: int
+    virtual_tokens: int
+    seeds: list[int]
+    """Of noise and sampling."""
+    seed: int
+    """Of everything that was trained."""
+    privacy: dict[str, PrivacyColumns]
+    """mu -> what it guarantees."""
+    cells: list[TransferCell]
+    config: dict[str, Any]
+    overrides: list[str] = []
+    environment: Environment
+    wall_seconds: float
+    """Sum over the artefacts behind the table."""
+    generated: str
+
+
 class AttackCurve(Record):
     """Success of every attack on one method over the values of its parameter, on the test prompts."""
 

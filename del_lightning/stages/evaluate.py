@@ -19,7 +19,8 @@ from del_lightning.methods import Footprint, Method
 from del_lightning.methods.factory import TEXT_ONLY
 from del_lightning.methods.inferdpt import extract, local_only, model_footprint
 from del_lightning.metrics import Coherence, ConditionalPerplexity, NextTokenAgreement, bootstrap_mean, bootstrap_ratio
-from del_lightning.report.schema import DeviceColumns, Estimate
+from del_lightning.prompt import SoftPrompt
+from del_lightning.report.schema import DeviceColumns, Estimate, PairedDifference
 from del_lightning.seeding import stream
 from del_lightning.split import SplitModel, example_of_target, targets
 from del_lightning.stages import prompt as prompt_stage
@@ -35,17 +36,22 @@ TIMED_PROMPTS = 8
 
 def ensure(ws: Workspace, setting: Setting, soft_prompt: bool) -> Artifact:
     """Return the evaluation of a front-end without or with its soft prompt, running it if it was not."""
+    return ensure_with(ws, setting, prompt_stage.ensure(ws, setting) if soft_prompt else None)
+
+
+def ensure_with(ws: Workspace, setting: Setting, prompt: Artifact | None) -> Artifact:
+    """Return the evaluation of a front-end behind any soft prompt of this language model, running it if it was not."""
     determined_by = {
         "model": ws.model_key,
         "method": method_key(ws, setting),
-        "prompt": prompt_stage.ensure(ws, setting).key if soft_prompt else None,
+        "prompt": None if prompt is None else prompt.key,
         "evaluate": asdict(ws.config.evaluate),
         "data": ws.data.fingerprint,
         "seed": ws.config.seed,
     }
     if setting.method in TEXT_ONLY:
         determined_by["local"] = {"model": ws.local_llm.fingerprint, **asdict(ws.config.baseline.inferdpt)}
-    return ws.store.get("evaluate", determined_by, lambda folder: _build(ws, setting, soft_prompt, folder))
+    return ws.store.get("evaluate", determined_by, lambda folder: _build(ws, setting, prompt, folder))
 
 
 def run(ws: Workspace) -> None:
@@ -56,6 +62,28 @@ def run(ws: Workspace) -> None:
             name = row_label(setting, soft_prompt)
             perplexity = f"PPL {metrics['perplexity'].value:.1f}, " if "perplexity" in metrics else ""
             rprint(f"{name}: {perplexity}COH {metrics['coherence'].value:.3f}")
+
+
+def mean_nll(artifact: Artifact) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Mean NLL of a continuation token (nats, averaged over seeds), a prompt; None for a method that returns text."""
+    content = read_per_prompt(artifact)
+    if "nll" not in content:
+        return None
+    return np.asarray(np.array(content["nll"]) / np.array(content["tokens"]))
+
+
+def difference(ours: Artifact, theirs: Artifact) -> PairedDifference:
+    """One evaluation minus another of the same prompts, paired over prompts.
+
+    Seeds may differ in number, so NLL is compared as the mean of a prompt.
+    """
+    content = read_per_prompt(theirs)
+    coherence = bootstrap_mean(np.array(read_per_prompt(ours)["coherence"]) - np.array(content["coherence"]))
+    first, second = mean_nll(ours), mean_nll(theirs)
+    if first is None or second is None:
+        return PairedDifference(coherence=coherence)
+    weight = np.array(content["tokens"])
+    return PairedDifference(nll=bootstrap_ratio(weight * (first - second), weight), coherence=coherence)
 
 
 def read_per_prompt(artifact: Artifact) -> dict[str, Any]:
@@ -71,10 +99,10 @@ def read_samples(artifact: Artifact) -> list[dict[str, str]]:
 
 
 @torch.inference_mode()
-def _build(ws: Workspace, setting: Setting, soft_prompt: bool, folder: Path) -> Outcome:
-    name = row_label(setting, soft_prompt)
-    prompt = prompt_stage.load(ws, setting) if soft_prompt else None
-    split = SplitModel(ws.llm, build_method(ws, setting), prompt).eval()
+def _build(ws: Workspace, setting: Setting, prompt: Artifact | None, folder: Path) -> Outcome:
+    name = row_label(setting, prompt is not None)
+    soft_prompt = None if prompt is None else SoftPrompt.load(prompt.folder).to(ws.device)
+    split = SplitModel(ws.llm, build_method(ws, setting), soft_prompt).eval()
     scored: dict[str, Any] = {} if setting.method in TEXT_ONLY else _teacher_forced(ws, split, name)
     received = [] if setting.method == "local-only" else _continuations(ws, split, name)
     continuations = _mended(ws, setting.method, received) if setting.method in TEXT_ONLY else received
@@ -86,7 +114,7 @@ def _build(ws: Workspace, setting: Setting, soft_prompt: bool, folder: Path) -> 
         metrics=_estimates(scored) | {"coherence": bootstrap_mean(coherence)},
         details={
             "setting": asdict(setting),
-            "soft_prompt": soft_prompt,
+            "soft_prompt": prompt is not None,
             "clipped_share": clipped,
             "device": _device(ws, setting.method, build_method(ws, setting), received).model_dump(),
         },

@@ -13,7 +13,7 @@ from rich.console import Console
 from del_lightning import ranks
 from del_lightning.artifacts import Artifact, capture_environment
 from del_lightning.config import Config
-from del_lightning.metrics import bootstrap_mean, bootstrap_ratio, information_retained
+from del_lightning.metrics import information_retained
 from del_lightning.report import console_table, write_report
 from del_lightning.report.gallery import Guesses, collect
 from del_lightning.report.schema import (
@@ -188,9 +188,8 @@ def _retained(ws: Workspace, setting: Setting) -> Estimate | None:
     clean, mean = (Setting(name, ws.title(name)) for name in ("clean", "mean"))
     if not {"clean", "mean"} <= set(ws.config.methods) or not all(True in soft_prompts(ws, s) for s in (clean, mean)):
         return None
-    tokens = np.array(_per_prompt(ws, clean, True)["tokens"])
-    ours = _mean_nll(ws, setting, True)
-    low, high = _mean_nll(ws, mean, True), _mean_nll(ws, clean, True)
+    tokens = np.array(evaluate.read_per_prompt(evaluate.ensure(ws, clean, True))["tokens"])
+    low, ours, high = (evaluate.mean_nll(evaluate.ensure(ws, one, True)) for one in (mean, setting, clean))
     if ours is None or low is None or high is None:
         return None
     return information_retained(low, ours, high, tokens)
@@ -202,28 +201,7 @@ def _difference(ws: Workspace, found: list[Setting], setting: Setting, soft_prom
     peers = [s for s in found if (s.method, s.target, s.matching) == ("del", setting.target, matching)]
     if not peers or setting.target is None or setting.method == "del" or soft_prompt not in soft_prompts(ws, peers[0]):
         return None
-    ours, theirs = (_per_prompt(ws, one, soft_prompt) for one in (setting, peers[0]))
-    coherence = bootstrap_mean(np.array(ours["coherence"]) - np.array(theirs["coherence"]))
-    if "nll" not in ours:
-        return PairedDifference(coherence=coherence)
-    # Seeds may differ in number, so sums over seeds are compared as means a prompt.
-    first, second = _mean_nll(ws, setting, soft_prompt), _mean_nll(ws, peers[0], soft_prompt)
-    assert first is not None
-    assert second is not None
-    weight = np.array(theirs["tokens"])
-    return PairedDifference(nll=bootstrap_ratio(weight * (first - second), weight), coherence=coherence)
-
-
-def _per_prompt(ws: Workspace, setting: Setting, soft_prompt: bool) -> dict[str, Any]:
-    return evaluate.read_per_prompt(evaluate.ensure(ws, setting, soft_prompt))
-
-
-def _mean_nll(ws: Workspace, setting: Setting, soft_prompt: bool) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """Mean NLL a continuation token of each prompt (nats, averaged over seeds); None for text-only methods."""
-    content = _per_prompt(ws, setting, soft_prompt)
-    if "nll" not in content:
-        return None
-    return np.asarray(np.array(content["nll"]) / np.array(content["tokens"]))
+    return evaluate.difference(*(evaluate.ensure(ws, one, soft_prompt) for one in (setting, peers[0])))
 
 
 def samples(ws: Workspace, found: list[Setting]) -> list[Sample]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +67,15 @@ class Workspace:
         if "wandb_run" in self.__dict__:
             self.wandb_run.finish(exit_code=0 if kind is None else 1)
 
+    def on(self, dataset: str) -> "Workspace":
+        """The same configuration on another data set; language model, encoder and methods are shared."""
+        other = copy(self)
+        other.config = replace(self.config, data=replace(self.config.data, name=dataset))
+        other.__dict__["llm"] = self.llm
+        for name in ("data", "prior", "bigrams", "mean_prompt_tokens", "clean_choices"):  # what is of the data
+            other.__dict__.pop(name, None)
+        return other
+
     def check(self) -> None:
         """Fail now, in a second, on everything that would fail after minutes.
 
@@ -87,6 +97,10 @@ class Workspace:
 
             nlu.check(self)
             return
+        if self.config.stage.name == "transfer":
+            from del_lightning.stages import transfer
+
+            transfer.check(self)
         self.check_memory()
         for corpus in {self.config.data.name, self.config.codec.corpus}:
             check_corpus(corpus, self.config.data.root)
