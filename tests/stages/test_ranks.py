@@ -100,7 +100,9 @@ def test_rank_0_evaluates_alone_and_writes_one_report(finished: Callable[[str | 
 
 
 def test_spread_layers_give_what_whole_ones_do(finished: Callable[[str | None], Path]) -> None:
-    assert timeless(board_of(finished("fsdp"))) == timeless(board_of(finished("ddp")))
+    """Behind noise too, since the ranks draw the same; but for the order in which a sum is taken."""
+    for whole, spread in zip(trained(finished("ddp")), trained(finished("fsdp")), strict=True):
+        torch.testing.assert_close(spread, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -73,9 +73,8 @@ def test_differences_are_those_of_the_cells(board: TransferBoard) -> None:
     assert none.over_none is None
     assert matched.over_matched is None
     for cell, base, found in ((matched, none, matched.over_none), (other, matched, other.over_matched)):
-        assert found.nll.value == pytest.approx(
-            math.log(cell.perplexity.value) - math.log(base.perplexity.value), abs=1e-6
-        )
+        expected = math.log(cell.perplexity.value) - math.log(base.perplexity.value)
+        assert found.nll.value == pytest.approx(expected, abs=1e-6)
         assert found.nll.low <= found.nll.value <= found.nll.high
         assert found.nll.n == 6
     assert other.over_matched.nll.value != 0
