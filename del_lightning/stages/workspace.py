@@ -83,6 +83,10 @@ class Workspace:
 
             nlu.check(self)
             return
+        if self.config.stage.name == "publish":
+            from del_lightning.stages import publish
+
+            publish.check(self)
         pick_device(self.config.trainer)
         check_llm(self.config.model)
         for corpus in {self.config.data.name, self.config.codec.corpus}:
