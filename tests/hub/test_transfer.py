@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock, create_autospec
 
-import httpx
 import pytest
 import torch
 from huggingface_hub import HfApi
@@ -14,6 +13,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
@@ -112,7 +112,7 @@ def test_a_repository_of_something_else_is_left_alone(folder: Path, hub: Mock) -
         ),
         (response(RepositoryNotFoundError, 401), "refused to publish"),
         (LocalTokenNotFoundError("Token is required"), "refused to publish"),
-        (httpx.ConnectError("no route"), "cannot be reached to publish 'somebody/del-tiny': no route"),
+        (HTTPError("no route"), "cannot be reached to publish 'somebody/del-tiny': no route"),
         (OfflineModeIsEnabled("offline mode"), "cannot be reached to publish"),
         (HFValidationError("Repo id must be 'owner/name'"), "`repo_id` must be owner/name"),
     ],
@@ -130,19 +130,17 @@ def test_a_folder_needs_no_hub(folder: Path, hub: Mock) -> None:
     assert hub.mock_calls == []
 
 
-@pytest.mark.parametrize("name", ["modeling_evil.py", "sub/config.json", "pytorch_model.bin"])
-def test_a_repository_with_unknown_files_is_not_downloaded(folder: Path, hub: Mock, name: str) -> None:
+def test_a_repository_with_unknown_files_is_not_downloaded(folder: Path, hub: Mock) -> None:
     push(folder, REPO, api=hub)
-    path = hub.remote / name.replace("/", "-")
-    path.touch()
-    with pytest.raises(ArtifactError, match="must hold only") as caught:
+    (hub.remote / "modeling_evil.py").touch()
+    with pytest.raises(ArtifactError, match=r"must hold only .* got modeling_evil\.py") as caught:
         fetch(REPO, api=hub)
     one_line(caught)
     hub.snapshot_download.assert_not_called()
 
 
 def test_a_repository_without_a_publication_is_not_downloaded(hub: Mock) -> None:
-    with pytest.raises(ArtifactError, match="must hold adapter_config.json, got none"):
+    with pytest.raises(ArtifactError, match=r"must hold adapter_config\.json, got none"):
         fetch(REPO, api=hub)
     hub.snapshot_download.assert_not_called()
 
@@ -164,12 +162,12 @@ def test_a_repository_that_is_not_there_is_one_line(hub: Mock, error: Exception,
 
 
 def test_without_the_hub_what_was_downloaded_before_is_used(hub: Mock) -> None:
-    hub.model_info.side_effect = httpx.ConnectError("no route")
+    hub.model_info.side_effect = HTTPError("no route")
     assert fetch(REPO, "v1", api=hub) == hub.remote
     assert hub.snapshot_download.call_args.kwargs["local_files_only"] is True
     assert hub.snapshot_download.call_args.kwargs["revision"] == "v1"
     hub.snapshot_download.side_effect = LocalEntryNotFoundError("nothing\nthere")
-    with pytest.raises(AssetError, match=r"but the hub did not answer \(ConnectError\)") as caught:
+    with pytest.raises(AssetError, match=r"but the hub did not answer \(HTTPError\)") as caught:
         fetch(REPO, api=hub)
     one_line(caught)
 
