@@ -780,6 +780,20 @@ class TransferConfig:
 
 
 @dataclass
+class PublishConfig:
+    """What stage ``publish`` does with the folder it wrote."""
+
+    repo_id: str | None = None
+    """Repository owner/name on the Hugging Face hub to push to, created if there is none; null pushes nothing."""
+    private: bool = True
+    """Whether a new repository is only its owner's to see."""
+
+    def __post_init__(self) -> None:
+        named = self.repo_id is None or re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo_id, flags=re.ASCII)
+        _require(bool(named), "publish.repo_id", "owner/name", self.repo_id)
+
+
+@dataclass
 class Config:
     """Everything one run needs."""
 
@@ -815,6 +829,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
 
     def __post_init__(self) -> None:
         _require(len(self.methods) > 0, "methods", "a non-empty list", self.methods)

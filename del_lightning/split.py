@@ -44,13 +44,18 @@ class SplitModel(nn.Module):
         llm: Language model; never trained.
         method: Front-end for private tokens; None leaves them clean.
         prompt: Soft prompt; None runs without.
+        prefix: Public instruction in front of the private prompt that the soft prompt was trained with; kept for
+            whoever builds batches.
     """
 
-    def __init__(self, llm: FrozenLLM, method: Method | None = None, prompt: SoftPrompt | None = None) -> None:
+    def __init__(
+        self, llm: FrozenLLM, method: Method | None = None, prompt: SoftPrompt | None = None, prefix: str = ""
+    ) -> None:
         super().__init__()
         self.llm = llm
         self.method = method
         self.prompt = prompt
+        self.prefix = prefix
 
     def release(self, batch: Batch, generator: torch.Generator | None = None) -> Release:
         """The device's half: release a batch's private tokens, row by row, as one sequence (1, N, ...)."""
@@ -170,31 +175,33 @@ class SplitModel(nn.Module):
             raise ArtifactError(f"{folder} must hold a prompt trained behind {DEL.name!r}, got {method['name']!r}")
         codec = LinearCodec.load(folder / "codec.safetensors").to(llm.device)
         front = DEL(llm.embedding_table(), codec, bits=method["bits"], mu=method["value"], l2_clip=method["l2_clip"])
-        return cls(llm, front, SoftPrompt.load(folder).to(llm.device)).eval()
+        prefix = result.config["data"]["prefix"]
+        return cls(llm, front, SoftPrompt.load(folder).to(llm.device), prefix).eval()
 
-    def save_pretrained(self, folder: str | Path, *, results: "Leaderboard | None" = None, prefix: str = "") -> Path:
+    def save_pretrained(
+        self, folder: str | Path, *, results: "Leaderboard | None" = None, repo_id: str | None = None
+    ) -> Path:
         """Write DEL and its soft prompt into a folder that :meth:`from_pretrained` reads, with a model card.
 
         Args:
             folder: Created; may hold an earlier publication and nothing else.
             results: A leaderboard that holds this mechanism (``leaderboard.json`` of a report); None publishes no
                 measurements.
-            prefix: Public instruction in front of the private prompt that the soft prompt was trained with.
+            repo_id: Repository that the model card tells people to load; None leaves a gap for it.
 
         Raises:
             ArtifactError: The folder holds other files, this is not DEL with a soft prompt, or the results are of
-                another mechanism.
+                another model, mechanism or length of the soft prompt.
         """
         from del_lightning.hub import write_folder  # That module describes this one.
 
-        return write_folder(folder, self, results=results, prefix=prefix)
+        return write_folder(folder, self, results=results, repo_id=repo_id)
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
         results: "Leaderboard | None" = None,
-        prefix: str = "",
         private: bool = True,
         api: "HfApi | None" = None,
     ) -> str:
@@ -203,18 +210,17 @@ class SplitModel(nn.Module):
         Args:
             repo_id: ``owner/name``; created if there is none.
             results: As in :meth:`save_pretrained`.
-            prefix: As in :meth:`save_pretrained`.
             private: Whether a new repository is only its owner's to see.
             api: The hub's client; None takes one with this machine's login.
 
         Raises:
-            ArtifactError: As in :meth:`save_pretrained`.
+            ArtifactError: As in :meth:`save_pretrained`, or the repository holds files of something else.
             RemoteError: The hub refused, or cannot be reached.
         """
         from del_lightning.hub import push
 
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, results=results, prefix=prefix)
+            self.save_pretrained(folder, results=results, repo_id=repo_id)
             return push(folder, repo_id, private=private, api=api)
 
     @classmethod
@@ -249,7 +255,7 @@ class SplitModel(nn.Module):
         check_model(record, llm, str(name_or_folder))
         table = llm.embedding_table()
         front = DEL(table, codec.to(llm.device), bits=record.bits, mu=record.mu, l2_clip=record.l2_clip)
-        return cls(llm, front, prompt.to(llm.device)).eval()
+        return cls(llm, front, prompt.to(llm.device), record.prefix).eval()
 
 
 def predicting_positions(target_mask: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 Run = Callable[..., tuple[int, str, str]]
 STAGES = (
     *("account", "codec", "calibrate", "prompt", "attack", "evaluate", "report", "pipeline"),
-    *("nlu", "export", "serve"),
+    *("nlu", "export", "serve", "publish"),
 )
 
 

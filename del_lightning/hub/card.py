@@ -4,6 +4,7 @@ Everything in it is computed from the record, the statement and the results, who
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 TAGS = ["differential-privacy", "split-inference", "soft-prompt", "prompt-tuning", "del-lightning"]
 
 
-def model_card(record: "SplitRecord", statement: PrivacyStatement, board: Leaderboard | None) -> str:
-    """Markdown with YAML front matter."""
+def model_card(
+    record: "SplitRecord", statement: PrivacyStatement, board: Leaderboard | None, repo_id: str | None = None
+) -> str:
+    """Markdown with YAML front matter; ``repo_id`` is what its example loads."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -37,7 +40,7 @@ def model_card(record: "SplitRecord", statement: PrivacyStatement, board: Leader
         title=title,
         record=record,
         model=_inline(record.model.name),
-        prefix=json.dumps(record.prefix),
+        name=json.dumps(repo_id or "FOLDER OR REPOSITORY"),
         guarantees=statement.plain(),
         statement=statement.summary(),
         board=board,
@@ -131,5 +134,5 @@ def _eval_results(board: Leaderboard) -> list[EvalResult]:
             metric_value=figure.value,
         )
         for kind, (name, figure) in figures.items()
-        if figure is not None and figure.value == figure.value  # NaN: undefined here
+        if figure is not None and math.isfinite(figure.value)
     ]

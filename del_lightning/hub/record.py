@@ -9,11 +9,13 @@
 
 All of it is JSON, safetensors and text. A folder that comes from somewhere is hostile until proven otherwise: unknown
 files and keys, other shapes and types, numbers that are none, and a stated guarantee below the exact one are refused.
+What is said in words, the card above all, nobody can check: a loaded model states its own guarantee.
 """
 
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -57,6 +59,9 @@ _MOST_TRIALS = 1 << 32
 _SLACK = 1e-6
 """Relative difference that a recomputed epsilon may have from the stated one: another machine's arithmetic."""
 
+_PLACE = re.compile(r"(?<![\w.:/~])(?:~|\.{1,2})?/[^\s,;'\"()\[\]{}]+")
+"""A place on this machine inside a text: not behind a letter, as in and/or, nor behind a colon, as in an address."""
+
 _Kind = TypeVar("_Kind", bound=Record)
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -98,26 +103,26 @@ class SplitRecord(Record):
     """Name -> SHA-256 of the other files; the card may be edited."""
 
 
-def write_folder(folder: str | Path, split: "SplitModel", *, results: Leaderboard | None, prefix: str) -> Path:
+def write_folder(
+    folder: str | Path, split: "SplitModel", *, results: Leaderboard | None = None, repo_id: str | None = None
+) -> Path:
     """Write a front-end with its card; the record comes last, so that half a folder is never taken for a whole one.
 
     Args:
         folder: Created; may hold an earlier publication and nothing else.
         split: DEL with a soft prompt.
         results: A leaderboard that holds this very mechanism; only its rows and its controls' are kept.
-        prefix: Public instruction that the soft prompt was trained with.
+        repo_id: What the card tells people to load.
 
     Raises:
         ArtifactError: The folder holds other files, the model is not DEL with a soft prompt, or the results are of
-            another mechanism.
+            another model, mechanism or length of the soft prompt.
     """
     folder, method, prompt = Path(folder), split.method, split.prompt
     if not isinstance(method, DEL) or prompt is None:
         raise ArtifactError(f"`split` must be DEL with a soft prompt to be published, got {_kind(split)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    if unknown := sorted(set(_visible(folder)) - set(FILES)):
-        raise ArtifactError(f"{folder} must be empty or hold an earlier publication, got {unknown[0]}")
-    board = None if results is None else _selected(results, method)
+    _make_room(folder)
+    board = None if results is None else _selected(results, split, method)
     model = _language_model(split.llm, results)
     _write_parts(folder, method, prompt, model, split.llm, board)
     statement = _statement(method, board)
@@ -131,13 +136,22 @@ def write_folder(folder: str | Path, split: "SplitModel", *, results: Leaderboar
         mu=method.mu,
         l2_clip=method.l2_clip,
         virtual_tokens=prompt.virtual_tokens,
-        prefix=prefix,
+        prefix=split.prefix,
         privacy=statement.columns(),
         files=hashes,
     )
-    write_text(folder / CARD, model_card(record, statement, board))
+    write_text(folder / CARD, model_card(record, statement, board, repo_id))
     write_json(folder / RECORD, record)
     return folder
+
+
+def _make_room(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ArtifactError(f"{folder} must be a folder, got a file") from None
+    if unknown := sorted(_visible(folder) - set(FILES)):
+        raise ArtifactError(f"{folder} must be empty or hold an earlier publication, got {unknown[0]}")
 
 
 def _write_parts(
@@ -191,47 +205,54 @@ def _statement(method: DEL, board: Leaderboard | None) -> PrivacyStatement:
     return method.statement(privacy.sequence_tokens, privacy.delta)
 
 
-def _selected(board: Leaderboard, method: DEL) -> Leaderboard:
+def _selected(board: Leaderboard, split: "SplitModel", method: DEL) -> Leaderboard:
     """The rows of this mechanism and of the controls, without folders of this machine."""
-
-    def ours(row: LeaderboardRow) -> bool:
-        facts = row.privacy.parameters
-        same = (facts.get("bits"), facts.get("dim")) == (method.bits, method.codec.dim)
-        return row.method == DEL.name and row.value == method.mu and same
-
-    found = {row.soft_prompt: row for row in reversed(board.rows) if ours(row)}
-    if not found:
-        raise ArtifactError(f"`results` must hold DEL at this mechanism's mu {method.mu:g}, got {_settings(board)}")
-    controls = [row for row in board.rows if row.method in CONTROLS]
+    if Path(board.model).name != Path(split.llm.name).name:
+        raise ArtifactError(f"`results` must be of the model {split.llm.name!r}, got those of {board.model!r}")
+    if (clip := board.config.get("mechanism", {}).get("l2_clip")) != method.l2_clip:
+        raise ArtifactError(f"`results` must have the mechanism's l2_clip {method.l2_clip}, got {clip}")
+    found = {row.soft_prompt: row for row in reversed(board.rows) if _is_of(row, _facts(method, method.codec.dim))}
+    if True not in found:
+        raise ArtifactError(
+            f"`results` must hold DEL with a soft prompt at mu {method.mu:g}, {method.bits} bits and width "
+            f"{method.codec.dim}, got {', '.join(dict.fromkeys(row.label for row in board.rows)) or 'no rows'}"
+        )
+    if split.prompt is None or found[True].virtual_tokens != split.prompt.virtual_tokens:
+        raise ArtifactError(f"`results` must have this soft prompt's length, got {found[True].virtual_tokens}")
+    rows = [*(row for row in board.rows if row.method in CONTROLS), *(found[soft] for soft in sorted(found))]
     calibrations = [one for one in board.calibrations if one.method == DEL.name]
-    rows = [*controls, *(found[soft] for soft in sorted(found))]
     kept = {"rows": rows, "calibrations": calibrations, "curves": [], "attack_curves": [], "attacked": []}
     plain = board.model_copy(update=kept).model_dump(mode="json")
-    return Leaderboard.model_validate(_without_folders(plain))
+    return Leaderboard.model_validate(_without_places(plain))
 
 
-def _settings(board: Leaderboard) -> str:
-    return ", ".join(dict.fromkeys(row.label for row in board.rows)) or "no rows"
+def _facts(mechanism: "DEL | SplitRecord", dim: int) -> dict[str, float]:
+    """What a quantizer's guarantee follows from, as its statement lists it."""
+    return {"mu": mechanism.mu, "bits": mechanism.bits, "dim": dim}
 
 
-def _without_folders(value: Any) -> Any:
-    """JSON content in which a place on this machine is left with its last name, also behind ``key=``."""
+def _is_of(row: LeaderboardRow, facts: Mapping[str, float]) -> bool:
+    return row.method == DEL.name and not row.is_control and row.privacy.parameters == facts
+
+
+def _without_places(value: Any) -> Any:
+    """JSON content in which a place on this machine is left with its last name."""
     match value:
         case dict():
-            return {key: _without_folders(entry) for key, entry in value.items()}
+            return {key: _without_places(entry) for key, entry in value.items()}
         case list():
-            return [_without_folders(entry) for entry in value]
+            return [_without_places(entry) for entry in value]
         case str():
-            key, equals, rest = value.partition("=")
-            return f"{key}={_last_name(rest)}" if equals and key.isprintable() else _last_name(value)
+            key, equals, rest = value.rpartition("=")
+            return _PLACE.sub(lambda found: Path(found[0]).name, f"{key}{equals}{_last_name(rest)}")
         case _:
             return value
 
 
 def _last_name(value: str) -> str:
-    """The last name of a path; any other text as it is."""
-    is_path = value.startswith(("/", "~", "./", "../")) or (os.sep in value and Path(value).exists())
-    return Path(value).name if is_path and "\n" not in value else value
+    """The last name of what is a path as a whole, blanks and all; any other text as it is."""
+    is_path = value.startswith(("/", "~/", "./", "../")) or (os.sep in value and Path(value).exists())
+    return Path(value).name if is_path and value.isprintable() else value
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -244,35 +265,45 @@ def read_folder(folder: str | Path) -> tuple[SplitRecord, LinearCodec, SoftPromp
         ArtifactError: A file is missing, unknown, damaged or not what the record says.
     """
     folder = Path(folder)
-    names = set(_visible(folder))
+    names = _visible(folder)
     if RECORD not in names:
         raise ArtifactError(f"{folder} must be a published front-end, found no {RECORD}")
     check_names(names, str(folder))
     record = _parse(folder / RECORD, SplitRecord)
     _check_hashes(folder, record, names)
-    if RESULTS in names:
-        _parse(folder / RESULTS, Leaderboard)
     codec = _read_codec(folder / CODEC, record)
     prompt = _read_prompt(folder, record)
-    _check_guarantee(folder / RECORD, record)
+    _check_guarantee(folder / RECORD, record, record.privacy)
+    if RESULTS in names:
+        _check_results(folder / RESULTS, record)
     return record, codec, prompt
 
 
-def _visible(folder: Path) -> list[str]:
+def _visible(folder: Path) -> set[str]:
     """Names in a folder; hidden ones belong to git, the hub and file managers, and are never read."""
-    return [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+    found = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+    return {path.name if path.is_file() else f"{path.name} (no file)" for path in found}
 
 
 def check_names(names: set[str], where: str) -> None:
+    """Refuse files that a publication does not have, or one without a file that every publication has.
+
+    Raises:
+        ArtifactError: A name is unknown, or one is missing.
+    """
+    check_known(names, where)
+    if missing := sorted(set(FILES) - {CARD, RESULTS} - names):
+        raise ArtifactError(f"{where} must hold {missing[0]}, got none")
+
+
+def check_known(names: set[str], where: str) -> None:
     """Refuse files that a publication does not have.
 
     Raises:
-        ArtifactError: A name is unknown, or a file that every publication has is missing.
+        ArtifactError: A name is unknown.
     """
     if unknown := sorted(names - set(FILES)):
         raise ArtifactError(f"{where} must hold only {', '.join(FILES)}, got {unknown[0]}")
-    if missing := sorted(set(FILES) - {CARD, RESULTS} - names):
-        raise ArtifactError(f"{where} must hold {missing[0]}, got none")
 
 
 def _parse(path: Path, kind: type[_Kind]) -> _Kind:
@@ -327,7 +358,7 @@ def _read_prompt(folder: Path, record: SplitRecord) -> SoftPrompt:
     path = folder / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} must be JSON: {error}") from None
     if not isinstance(config, dict) or config != _expected_config(record, shape, config):
         raise ArtifactError(f"{path} must be PEFT's configuration of a soft prompt {shape}, got other keys or values")
@@ -342,9 +373,17 @@ def _expected_config(record: SplitRecord, shape: tuple[int, int], found: dict[st
     return peft_config(record.model.source or record.model.name, shape, heads, layers)
 
 
-def _check_guarantee(path: Path, record: SplitRecord) -> None:
+def _check_results(path: Path, record: SplitRecord) -> None:
+    rows = [row for row in _parse(path, Leaderboard).rows if row.method not in CONTROLS]
+    others = [row.label for row in rows if not _is_of(row, _facts(record, record.dim))]
+    if others or not any(row.soft_prompt for row in rows):
+        raise ArtifactError(f"{path} must hold this mechanism and its controls, got {', '.join(others) or 'no row'}")
+    for row in rows:
+        _check_guarantee(path, record, row.privacy)
+
+
+def _check_guarantee(path: Path, record: SplitRecord, stated: PrivacyColumns) -> None:
     """No publication may promise more than its mechanism keeps."""
-    stated = record.privacy
     if stated.sequence_tokens is None or stated.delta is None:
         raise ArtifactError(f"{path} must state a guarantee for a prompt, got none")
     if stated.sequence_tokens * record.dim * (2**record.bits - 1) > _MOST_TRIALS:

@@ -1,5 +1,6 @@
 """To the hub and back. Whatever fails on the way is one line; whatever comes back is checked like any folder."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -8,13 +9,14 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
+    LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 from del_lightning import assets
 from del_lightning.errors import AssetError, RemoteError
-from del_lightning.hub.record import FILES, check_names, read_folder
+from del_lightning.hub.record import FILES, check_known, check_names, read_folder
 
 
 def push(folder: str | Path, repo_id: str, *, private: bool = True, api: HfApi | None = None) -> str:
@@ -30,13 +32,14 @@ def push(folder: str | Path, repo_id: str, *, private: bool = True, api: HfApi |
         Address of the repository.
 
     Raises:
-        ArtifactError: The folder is no publication.
+        ArtifactError: The folder is no publication, or the repository holds files of something else.
         RemoteError: The hub refused, or cannot be reached.
     """
     read_folder(folder)
     api = api or HfApi()
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
+        check_known(_seen(api.list_repo_files(repo_id)), f"the repository {repo_id!r}")  # nobody could load it
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -46,7 +49,7 @@ def push(folder: str | Path, repo_id: str, *, private: bool = True, api: HfApi |
         )
     except HFValidationError as error:
         raise RemoteError(f"`repo_id` must be owner/name, got {repo_id!r}: {_line(error)}") from error
-    except HfHubHTTPError as error:
+    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
         raise RemoteError(f"the hub refused to publish {repo_id!r} (`hf auth login` first?): {_line(error)}") from error
     except (HTTPError, OSError) as error:
         raise RemoteError(f"the hub cannot be reached to publish {repo_id!r}: {_line(error)}") from error
@@ -76,9 +79,13 @@ def fetch(name: str, revision: str | None = None, api: HfApi | None = None) -> P
         raise AssetError(f"{name!r} must be a folder or a repository on the hub, got neither") from error
     except (HTTPError, OSError) as error:
         return _download(name, revision, api, offline=error)
-    names = {file.rfilename for file in info.siblings or []}
-    check_names({one for one in names if not one.startswith(".")}, f"the repository {name!r}")
+    check_names(_seen(file.rfilename for file in info.siblings or []), f"the repository {name!r}")
     return _download(name, info.sha, api)
+
+
+def _seen(names: Iterable[str]) -> set[str]:
+    """File names of a repository but for hidden ones, which the hub writes itself."""
+    return {name for name in names if not name.startswith(".")}
 
 
 def _download(name: str, revision: str | None, api: HfApi, offline: Exception | None = None) -> Path:

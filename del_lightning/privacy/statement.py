@@ -281,8 +281,8 @@ class PrivacyStatement:
         name = guarantee.name.replace("a sequence of", "a whole prompt of").capitalize()
         pair = "two tokens" if guarantee.tokens == 1 else f"two texts of {guarantee.tokens} tokens"
         words = (
-            f"{name}: whatever else somebody knows, seeing what was sent changes the odds between any {pair} by at most "
-            f"a factor of exp({_up(guarantee.epsilon)}), apart from probability {self.delta:g}."
+            f"{name}: whatever else somebody knows, seeing what was sent changes the odds between any {pair} by at "
+            f"most a factor of exp({_up(guarantee.epsilon)}), apart from probability {self.delta:g}."
         )
         if guarantee.attack_bound is not None:
             words += (

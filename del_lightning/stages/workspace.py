@@ -101,6 +101,10 @@ class Workspace:
             from del_lightning.stages import transfer
 
             transfer.check(self)
+        if self.config.stage.name == "publish":
+            from del_lightning.stages import publish
+
+            publish.check(self)
         self.check_memory()
         for corpus in {self.config.data.name, self.config.codec.corpus}:
             check_corpus(corpus, self.config.data.root)
