@@ -1,4 +1,4 @@
-"""Stage ``report``: put the artefacts of a configuration side by side as a leaderboard."""
+"""Stage ``report``: the artefacts of a configuration side by side as a leaderboard; many leaderboards as a site."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -27,6 +27,7 @@ from del_lightning.report.schema import (
     Sample,
     TrainingCurve,
 )
+from del_lightning.report.site import load, write_site
 from del_lightning.stages import attack, calibrate, codec, evaluate, prompt
 from del_lightning.stages.setting import Setting, build_method, row_label
 from del_lightning.stages.settings import levels, settings, soft_prompts
@@ -37,7 +38,12 @@ GALLERY = 2
 
 
 def run(ws: Workspace) -> Path:
-    """Write the report of everything this configuration asks for, and print its table; returns the page's path."""
+    """Write the report of everything this configuration asks for, and print its table; returns the page's path.
+
+    With ``report.results`` the leaderboards found there become a site instead, and nothing is run.
+    """
+    if ws.config.report.results is not None:
+        return merge(ws.config.report.results, ws.store.root / "site")
     found = settings(ws)
     board = leaderboard(ws, found)
     folder = ws.store.root / "report" / slug_of(ws.config.title)
@@ -47,6 +53,24 @@ def run(ws: Workspace) -> Path:
     console = Console()
     console.print(console_table(board))
     console.print(f"report: {page.resolve()}", soft_wrap=True)
+    return page
+
+
+def merge(results: list[str], folder: Path) -> Path:
+    """Make one site of stored leaderboards, and say which files were none; returns the page of all runs.
+
+    Args:
+        results: Folders, searched at any depth, and JSON files.
+        folder: Of the site; an earlier one is replaced as a whole.
+
+    Raises:
+        DelError: A place is missing, holds no leaderboard or a broken file; nothing has been written then.
+    """
+    found = load(results, leave_out=folder)
+    for name, reason in found.skipped:
+        print(f"skipped {name}: {reason}")
+    page = write_site(folder, found.runs)
+    print(f"site of {len(found.runs)} runs: {page.resolve()}")
     return page
 
 
