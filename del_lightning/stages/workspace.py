@@ -58,7 +58,9 @@ class Workspace:
         """
         if self.config.report.results is not None:
             if self.config.stage.name != "report":
-                raise ConfigError(f"`report.results` must be null unless stage=report, got {self.config.report.results}")
+                raise ConfigError(
+                    f"`report.results` must be null unless stage=report, got {self.config.report.results}"
+                )
             return
         if self.config.stage.name == "account":
             from del_lightning.stages.account import accountant  # That module imports this one.
