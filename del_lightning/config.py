@@ -510,6 +510,19 @@ class EvaluateConfig:
 
 
 @dataclass
+class ReportConfig:
+    """What stage ``report`` shows."""
+
+    results: list[str] | None = None
+    """Folders, searched at any depth, and JSON files with leaderboards: merged into one static site, `<out>/site`.
+    null writes the page of the run that the other settings describe."""
+
+    def __post_init__(self) -> None:
+        if self.results is not None:
+            _require(len(self.results) > 0, "report.results", "a non-empty list of folders or JSON files", self.results)
+
+
+@dataclass
 class AccountConfig:
     """What stage ``account`` tabulates."""
 
@@ -823,6 +836,7 @@ class Config:
     attack: AttackConfig = field(default_factory=AttackConfig)
     inverter: InverterConfig = field(default_factory=InverterConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     account: AccountConfig = field(default_factory=AccountConfig)
     nlu: NluConfig = field(default_factory=NluConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)

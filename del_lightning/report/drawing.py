@@ -8,7 +8,7 @@ each still shows its text at a readable size.
 
 import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,9 +156,29 @@ class Style:
         return f"shape-{MARKERS.index(self.marker)}"
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What a figure shares with a page of many boards.
+
+    Attributes:
+        prefix: In front of every identifier of the figure.
+        styles: Method -> its style on the whole page.
+        ringed: Labels of the settings that get a ring.
+    """
+
+    prefix: str
+    styles: Mapping[str, Style]
+    ringed: Container[str] = ()
+
+
 def styles(board: Leaderboard) -> dict[str, Style]:
-    """Method under test -> its style; DEL's is the same in every report."""
-    others = [method for method in arrange.method_names(board) if method != arrange.REFERENCE]
+    """Method under test -> its style."""
+    return styles_of(arrange.method_names(board))
+
+
+def styles_of(methods: Iterable[str]) -> dict[str, Style]:
+    """Style of each method; DEL's is the same in every report."""
+    others = [method for method in dict.fromkeys(methods) if method != arrange.REFERENCE]
     drawn = {arrange.REFERENCE: Style(WITH, MARKERS[0], "m0")}
     for number, method in enumerate(others):
         hue, marker = HUES[number % len(HUES)], MARKERS[1 + number % (len(MARKERS) - 1)]

@@ -4,8 +4,6 @@ A line is a front-end at one privacy level, and its columns are the ways to clas
 framework. What was sent and attacked is the same in all of them, except where nothing is sent at all.
 """
 
-import base64
-import hashlib
 import math
 import shlex
 from collections.abc import Callable, Iterator
@@ -13,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,7 +23,8 @@ from del_lightning.artifacts import write_json, write_text
 from del_lightning.config import END_TO_END
 from del_lightning.report import drawing, words
 from del_lightning.report.arrange import HEADLINE_TARGET, REFERENCE
-from del_lightning.report.drawing import HUES, INK, MARKERS, MUTED, PAPER, WITH, Style
+from del_lightning.report.drawing import HUES, INK, MARKERS, MUTED, PAPER, WITH, Shared, Style
+from del_lightning.report.rendering import ALONE, Place, render
 from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
 from del_lightning.report.tables import (
     Cell,
@@ -37,8 +35,6 @@ from del_lightning.report.tables import (
     markdown_table,
     missing,
 )
-
-_FOLDER = Path(__file__).parent
 
 HEADLINE_BITS = 4
 """The summary quotes DEL at the bits nearest to this."""
@@ -150,7 +146,7 @@ def columns(board: NluLeaderboard) -> list[Column]:
     """What was measured, a way to classify after the other, then what was sent, attacked and guaranteed."""
     found = [_figure_column(board, variant, name) for variant in variants(board) for name in figures(board)]
     found += [_attack_column(name) for name in attacks(board)]
-    return [*found, Column("ε of a text", _delta(board), _epsilon_cell), Column("Bits a token", (), _bits_cell)]
+    return [*found, Column("ε of a text", _delta(board), epsilon_cell), Column("Bits a token", (), bits_cell)]
 
 
 def attacks(board: NluLeaderboard) -> list[str]:
@@ -175,7 +171,7 @@ def _attack_column(attack: str) -> Column:
     return Column("ASR", ("strongest of all" if attack == STRONGEST else attack,), cell)
 
 
-def _epsilon_cell(front: NluRow) -> Cell:
+def epsilon_cell(front: NluRow) -> Cell:
     privacy = front.privacy
     if privacy is None or privacy.epsilon_sequence is None:
         return missing("nothing is sent" if privacy is None else privacy.caveat or "no exact ε")
@@ -183,7 +179,7 @@ def _epsilon_cell(front: NluRow) -> Cell:
     return Cell(words.number(privacy.epsilon_sequence), small, privacy.epsilon_sequence, privacy.caveat)
 
 
-def _bits_cell(front: NluRow) -> Cell:
+def bits_cell(front: NluRow) -> Cell:
     cost = front.cost
     return Cell(words.count(cost.bits_per_token), (f"{words.number(cost.bits_per_text)} a text",), cost.bits_per_token)
 
@@ -345,9 +341,9 @@ def beats_chance(row: NluRow) -> bool:
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
-def styles(board: NluLeaderboard) -> dict[str, Style]:
-    """Mechanism under test -> its colour and marker."""
-    names = list(dict.fromkeys(mechanism(row) for row in fronts(board) if not row.is_control))
+def styles(*boards: NluLeaderboard) -> dict[str, Style]:
+    """Mechanism under test in any of the boards -> its colour and marker."""
+    names = list(dict.fromkeys(mechanism(row) for board in boards for row in fronts(board) if not row.is_control))
     colours = (WITH, *HUES)
     return {
         name: Style(colours[number % len(colours)], MARKERS[number % len(MARKERS)], f"m{number}")
@@ -355,12 +351,13 @@ def styles(board: NluLeaderboard) -> dict[str, Style]:
     }
 
 
-def utility(board: NluLeaderboard, variant: str, figure: str) -> str:
+def utility(board: NluLeaderboard, variant: str, figure: str, shared: Shared | None = None) -> str:
     """A figure against the strongest attack's success, one line a mechanism; empty if nothing under test was run.
 
-    Hollow markers stand at the nearest neighbour's success, the paper's ASR.
+    Hollow markers stand at the nearest neighbour's success, the paper's ASR. ``shared`` is given on a page of many
+    boards.
     """
-    drawn = styles(board)
+    shared = shared or Shared("", styles(board))
     rows = [row for row in board.rows if row.variant == variant and not row.is_control and row.asr]
     if not rows:
         return ""
@@ -368,7 +365,7 @@ def utility(board: NluLeaderboard, variant: str, figure: str) -> str:
     def paint(canvas: Figure) -> None:
         axes = canvas.add_axes((0.13, 0.15, 0.82, 0.74))
         drawing.success_axis(axes, "x", max(_rate(row) for row in rows))
-        for name, style in drawn.items():
+        for name, style in shared.styles.items():
             _line(axes, sorted((row for row in rows if mechanism(row) == name), key=_rate), figure, style)
         for name, value in _references(board, variant, figure):
             axes.axhline(value, color=MUTED, linewidth=0.9, dashes=(5, 3), zorder=1)
@@ -381,7 +378,7 @@ def utility(board: NluLeaderboard, variant: str, figure: str) -> str:
         axes.set_xlabel("ASR: strongest attack (hollow: nearest neighbour)")
         axes.set_title(f"{FIGURES[figure]}: {framework(variant)}, {VARIANTS[variant]}", loc="left", x=-0.14)
 
-    return drawing.draw(f"{variant}-{figure}", (5.4, 3.6), paint)
+    return drawing.draw(f"{shared.prefix}{variant}-{figure}", (5.4, 3.6), paint)
 
 
 def _line(axes: Axes, rows: list[NluRow], figure: str, style: Style) -> None:
@@ -471,17 +468,9 @@ def _context(board: NluLeaderboard) -> dict[str, Any]:
     }
 
 
-def render_html(board: NluLeaderboard) -> str:
-    """The whole report as one HTML page that needs no other file and no network."""
-    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
-    css = (_FOLDER / "page.css").read_text(encoding="utf-8")
-    environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("nlu.html.j2").render(
-        _context(board),
-        css=Markup(css),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
+def render_html(board: NluLeaderboard, place: Place = ALONE) -> str:
+    """The whole report as one HTML page that needs no other file and no network; ``place``: where it will lie."""
+    return render("nlu.html.j2", {**_context(board), "place": place})
 
 
 def write_nlu_report(folder: Path, board: NluLeaderboard) -> Path:

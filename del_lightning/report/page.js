@@ -1,5 +1,4 @@
-// Sort every group of the leaderboard by the clicked column; rows without a value stay at the end.
-const tables = [...document.querySelectorAll(".leaderboard")];
+// Sort every group of a section's leaderboard by the clicked column; rows without a value stay at the end.
 for (const button of document.querySelectorAll(".leaderboard thead button")) {
   button.addEventListener("click", () => {
     const heading = button.closest("th");
@@ -12,7 +11,7 @@ for (const button of document.querySelectorAll(".leaderboard thead button")) {
       if (x === "" || y === "") return (x === "") - (y === "");
       return sign * (isNaN(x) || isNaN(y) ? x.localeCompare(y) : Number(x) < Number(y) ? -1 : Number(x) > Number(y) ? 1 : 0);
     };
-    for (const table of tables) {
+    for (const table of button.closest("section").querySelectorAll(".leaderboard")) {
       const headings = [...table.tHead.rows[0].children];
       headings.forEach((other, place) => other.setAttribute("aria-sort", place === column ? direction : "none"));
       table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));

@@ -1,32 +1,27 @@
 """One self-contained HTML page, and the folder that holds it with its Markdown and JSON twins.
 
-The page loads nothing: styles, script and figures are inline, and its content security policy has the browser
-refuse everything else. Texts of models and data sets are hostile until proven otherwise, so everything is escaped
-except the figures, the style sheet and the script, which are ours.
+The page loads nothing: styles, script and figures are inline (:mod:`del_lightning.report.rendering`).
 """
 
-import base64
-import hashlib
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from del_lightning.artifacts import write_json, write_text
 from del_lightning.report import arrange, drawing, gallery, plots, prose, tables, words
-from del_lightning.report.schema import GalleryPrompt, Leaderboard, Sample
+from del_lightning.report.rendering import ALONE, Place, encodable, render
+from del_lightning.report.schema import GalleryPrompt, Leaderboard, Sample, Texts
 
 OPEN_ENTRIES = 24
 """Lines of a leaderboard that is shown in full; of a larger one some groups start closed."""
 OPEN_STATEMENTS = 8
 """Guarantees in words that are shown in full."""
-
-_FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -199,35 +194,28 @@ def _context(board: Leaderboard, samples: list[Sample], prompts: Sequence[Galler
     }
 
 
-def render_html(board: Leaderboard, samples: list[Sample], prompts: Sequence[GalleryPrompt] = ()) -> str:
+def render_html(
+    board: Leaderboard, samples: list[Sample], prompts: Sequence[GalleryPrompt] = (), place: Place = ALONE
+) -> str:
     """The whole report as one HTML page that needs no other file and no network.
 
     Args:
         board: What was measured.
         samples: Continuations to show side by side; may be empty.
         prompts: What attacks read of some prompts; may be empty.
+        place: Where the page will lie.
     """
-    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
-    css = (_FOLDER / "page.css").read_text(encoding="utf-8")
-    environment = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
     context = _context(board, samples, prompts)
-    page = environment.get_template("template.html.j2").render(
-        context,
-        contents=_contents(context),
-        css=Markup(css),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
-    # A tokenizer may decode half a surrogate pair, which no file can hold.
-    return page.encode(errors="replace").decode()
+    return render("template.html.j2", {**context, "contents": _contents(context), "place": place})
 
 
 def write_report(
     folder: Path, board: Leaderboard, samples: list[Sample], prompts: Sequence[GalleryPrompt] = ()
 ) -> Path:
-    """Write ``index.html``, ``report.md`` and ``leaderboard.json`` into ``folder``, which is created.
+    """Write ``index.html``, ``report.md``, ``leaderboard.json`` and ``texts.json`` into ``folder``, which is created.
 
-    Only the page holds text of the data set, and only that of ``samples`` and ``prompts``.
+    Only the page and ``texts.json``, from which a site of many runs takes them, hold text of the data set, and only
+    that of ``samples`` and ``prompts``.
 
     Returns:
         Path of ``index.html``.
@@ -235,6 +223,8 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "leaderboard.json", board)
+    texts = Texts(title=board.title, generated=board.generated, samples=samples, gallery=list(prompts))
+    write_text(folder / "texts.json", encodable(json.dumps(texts.model_dump(mode="json"), ensure_ascii=False)) + "\n")
     write_text(folder / "report.md", tables.render_markdown(board))
     write_text(folder / "index.html", render_html(board, samples, prompts))
     return folder / "index.html"

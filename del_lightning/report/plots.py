@@ -26,6 +26,7 @@ from del_lightning.report.drawing import (
     MUTED,
     PAPER,
     WITH,
+    Shared,
     Style,
     draw,
     errors,
@@ -96,19 +97,20 @@ def _curve_of(entries: Iterable[Entry], metric: Metric) -> list[tuple[Entry, Est
     return [point for _, point in sorted(points.items())]
 
 
-def utility_curves(board: Leaderboard, name: str) -> str:
+def utility_curves(board: Leaderboard, name: str, shared: Shared | None = None) -> str:
     """Utility against the worst-case success rate, a curve a method through its settings; empty without points.
 
     Args:
         board: The leaderboard.
         name: Of the figure, a key of :data:`METRICS`.
+        shared: Given on a page of many boards.
     """
+    shared = shared or Shared("", styles(board))
     metric, methods = METRICS[name], list(arrange.method_names(board))
     found = {method: [e for e in arrange.tested(board) if e.row.method == method] for method in reversed(methods)}
     curves = {method: curve for method, entries in found.items() if (curve := _curve_of(entries, metric))}
     if not curves:
         return ""
-    drawn = styles(board)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_axes((0.125, 0.15, 0.825, 0.76))
@@ -117,9 +119,11 @@ def utility_curves(board: Leaderboard, name: str) -> str:
         _utility_axis(axes, board, metric, [utility for *_, utility in points])
         axes.set_xlabel("worst-case attack success rate (square-root scale)")
         for method, curve in curves.items():  # DEL's comes last and lies on top
-            _plot_curve(axes, curve, drawn[method], bars=len(methods) <= MANY or method == arrange.REFERENCE)
+            bars = len(methods) <= MANY or method == arrange.REFERENCE
+            _plot_curve(axes, curve, shared.styles[method], bars)
+            _rings(axes, [point for point in curve if point[0].row.label in shared.ringed], shared.styles[method])
 
-    return draw(name, (5.4, 3.9), paint)
+    return draw(shared.prefix + name, (5.4, 3.9), paint)
 
 
 def _utility_axis(axes: Axes, board: Leaderboard, metric: Metric, values: list[Estimate]) -> None:
@@ -180,6 +184,12 @@ def _plot_curve(axes: Axes, curve: list[tuple[Entry, Estimate, Estimate]], style
             worst.value, utility.value, **both, **_marker(entry, style), elinewidth=0.8, zorder=order, clip_on=False,
         )  # fmt: skip
         _tag(found, style, place)
+
+
+def _rings(axes: Axes, points: list[tuple[Entry, Estimate, Estimate]], style: Style) -> None:
+    for place, (_, worst, utility) in enumerate(points):
+        ring: dict[str, Any] = {"markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.1, "clip_on": False}
+        axes.plot(worst.value, utility.value, "o", color=INK, **ring, gid=f"{style.tag}-ring-{place}")
 
 
 def _tag(drawn: ErrorbarContainer, style: Style, place: int) -> None:

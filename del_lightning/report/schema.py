@@ -187,6 +187,16 @@ class GalleryPrompt(Record):
     levels: list[GalleryLevel]
 
 
+class Texts(Record):
+    """``texts.json``: the data-set text of one report, apart from its numbers (never committed)."""
+
+    title: str
+    """Of the leaderboard that it belongs to, as is ``generated``."""
+    generated: str
+    samples: list[Sample]
+    gallery: list[GalleryPrompt]
+
+
 class TrainingCurve(Record):
     """History of one trained part."""
 

@@ -1,4 +1,4 @@
-"""Stage ``report``: put the artefacts of a configuration side by side as a leaderboard."""
+"""Stage ``report``: the artefacts of a configuration side by side as a leaderboard; many leaderboards as a site."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -28,7 +28,12 @@ from del_lightning.report.schema import (
     Sample,
     TrainingCurve,
 )
+<<<<<<< HEAD
 from del_lightning.stages import attack, calibrate, codec, evaluate, prompt, tracking
+=======
+from del_lightning.report.site import load, write_site
+from del_lightning.stages import attack, calibrate, codec, evaluate, prompt
+>>>>>>> work-8a
 from del_lightning.stages.setting import Setting, build_method, row_label
 from del_lightning.stages.settings import levels, settings, soft_prompts
 from del_lightning.stages.workspace import Workspace
@@ -37,6 +42,7 @@ GALLERY = 2
 """Prompts of which the page shows what every attack recovers."""
 
 
+<<<<<<< HEAD
 def run(ws: Workspace) -> Path | None:
     """Write the report of everything this configuration asks for, and print its table.
 
@@ -45,6 +51,15 @@ def run(ws: Workspace) -> Path | None:
     """
     if not ranks.is_first():
         return None
+=======
+def run(ws: Workspace) -> Path:
+    """Write the report of everything this configuration asks for, and print its table; returns the page's path.
+
+    With ``report.results`` the leaderboards found there become a site instead, and nothing is run.
+    """
+    if ws.config.report.results is not None:
+        return merge(ws.config.report.results, ws.store.root / "site")
+>>>>>>> work-8a
     found = settings(ws)
     board = leaderboard(ws, found)
     folder = ws.store.root / "report" / slug_of(ws.config.title)
@@ -55,6 +70,24 @@ def run(ws: Workspace) -> Path | None:
     console = Console()
     console.print(console_table(board))
     console.print(f"report: {page.resolve()}", soft_wrap=True)
+    return page
+
+
+def merge(results: list[str], folder: Path) -> Path:
+    """Make one site of stored leaderboards, and say which files were none; returns the page of all runs.
+
+    Args:
+        results: Folders, searched at any depth, and JSON files.
+        folder: Of the site; an earlier one is replaced as a whole.
+
+    Raises:
+        DelError: A place is missing, holds no leaderboard or a broken file; nothing has been written then.
+    """
+    found = load(results, leave_out=folder)
+    for name, reason in found.skipped:
+        print(f"skipped {name}: {reason}")
+    page = write_site(folder, found.runs)
+    print(f"site of {len(found.runs)} runs: {page.resolve()}")
     return page
 
 

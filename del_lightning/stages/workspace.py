@@ -82,6 +82,12 @@ class Workspace:
         Raises:
             DelError: A model, encoder, corpus or setting is missing or impossible.
         """
+        if self.config.report.results is not None:
+            if self.config.stage.name != "report":
+                raise ConfigError(
+                    f"`report.results` must be null unless stage=report, got {self.config.report.results}"
+                )
+            return
         if self.config.stage.name == "account":
             from del_lightning.stages.account import accountant  # That module imports this one.
 

@@ -1,0 +1,150 @@
+"""How a claim is held against measured numbers: comparisons with an interval each, and the verdict that they add up to.
+
+A comparison is a difference that is positive where the claim holds. It counts only as far as its 95% interval allows:
+inside the noise it decides nothing, and a verdict says so instead of taking a side.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from del_lightning.report.schema import Estimate
+from del_lightning.report.site.runs import Run
+
+Outcome = Literal["confirms", "contradicts", "inside the noise"]
+Verdict = Literal["agrees", "disagrees", "partly", "undecided", "not run"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two measured numbers of which a claim says how they differ.
+
+    Attributes:
+        runs: Where they come from, one or two.
+        what: Which figure, matched how.
+        first: (row, number) of what the claim favours.
+        second: (row, number) of what it is compared with.
+        difference: Positive where the claim holds; paired where the results allow it.
+        margin: How far below zero the difference may lie before the claim fails.
+    """
+
+    runs: tuple[Run, ...]
+    what: str
+    first: tuple[str, Estimate]
+    second: tuple[str, Estimate]
+    difference: Estimate
+    margin: float = 0.0
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the interval allows to say."""
+        low, high = self.difference.low, self.difference.high
+        if low is not None and low > -self.margin:
+            return "confirms"
+        if high is not None and high < -self.margin:
+            return "contradicts"
+        return "inside the noise"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict, why, and the comparisons that it was computed from."""
+
+    verdict: Verdict
+    reason: str
+    comparisons: tuple[Comparison, ...] = ()
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs behind it, each once."""
+        return list({run.slug: run for one in self.comparisons for run in one.runs}.values())
+
+
+def not_run(reason: str) -> Finding:
+    """Nothing to compare, and why."""
+    return Finding("not run", reason)
+
+
+def weigh(comparisons: Sequence[Comparison], missing: str, *remarks: str) -> Finding:
+    """The verdict on a claim.
+
+    Agrees: every comparison confirms. Disagrees: some contradict and none confirms. Partly: some confirm, others do
+    not. Undecided: all lie inside the noise. Not run: there is none.
+
+    Args:
+        comparisons: All that bear on the claim.
+        missing: Why there are none, should there be none.
+        remarks: Sentences behind the count; empty ones are left out.
+    """
+    if not comparisons:
+        return not_run(missing)
+    found = [one.outcome for one in comparisons]
+    confirmed, contradicted = found.count("confirms"), found.count("contradicts")
+    verdict: Verdict = "undecided"
+    if confirmed:
+        verdict = "agrees" if confirmed == len(found) else "partly"
+    elif contradicted:
+        verdict = "disagrees"
+    sentences = [tally(comparisons), *filter(None, remarks)]
+    return Finding(verdict, " ".join(sentences), tuple(comparisons))
+
+
+def tally(comparisons: Sequence[Comparison]) -> str:
+    """How many comparisons confirm, contradict, and lie inside the noise, as a sentence."""
+    found = [one.outcome for one in comparisons]
+    counts = {
+        ("confirms", "confirm"): found.count("confirms"),
+        ("contradicts", "contradict"): found.count("contradicts"),
+        ("lies inside the noise", "lie inside the noise"): found.count("inside the noise"),
+    }
+    parts = [(count, one if count == 1 else many) for (one, many), count in counts.items() if count]
+    if len(found) == 1:
+        return f"The only comparison {parts[0][1]}."
+    if len(parts) == 1:
+        return f"All {len(found)} comparisons {parts[0][1]}."
+    return f"Of {len(found)} comparisons {', '.join(f'{count} {verb}' for count, verb in parts)}."
+
+
+def minus(first: Estimate, second: Estimate) -> Estimate:
+    """Difference of two estimates, with an interval from theirs (Zou and Donner 2008), as if they were independent.
+
+    Numbers measured on the same prompts move together, so the interval is too wide rather than too narrow.
+    """
+    value, n = first.value - second.value, min(first.n, second.n)
+    if first.low is None or first.high is None or second.low is None or second.high is None:
+        return Estimate(value=value, n=n)
+    low = value - math.hypot(first.value - first.low, second.high - second.value)
+    high = value + math.hypot(first.high - first.value, second.value - second.low)
+    return Estimate(value=value, n=n, low=low, high=high, interval=first.interval)
+
+
+def negative(estimate: Estimate) -> Estimate:
+    """The estimate with its sign turned."""
+    low, high = (None if end is None else -end for end in (estimate.high, estimate.low))
+    return estimate.model_copy(update={"value": -estimate.value, "low": low, "high": high})
+
+
+def logarithm(estimate: Estimate) -> Estimate:
+    """Natural logarithm of a positive estimate; of a perplexity it is in nats a token."""
+    low, high = (None if end is None or end <= 0 else math.log(end) for end in (estimate.low, estimate.high))
+    return estimate.model_copy(update={"value": math.log(estimate.value), "low": low, "high": high})
+
+
+def both(first: Estimate, second: Estimate) -> Estimate:
+    """One estimate of the same difference whose interval covers those of both ways to measure it."""
+    if first.low is None or first.high is None or second.low is None or second.high is None:
+        return Estimate(value=first.value, n=first.n)
+    low, high = min(first.low, second.low), max(first.high, second.high)
+    return first.model_copy(update={"low": low, "high": high})
+
+
+def exact(value: float) -> Estimate:
+    """A number that is computed, not measured."""
+    return Estimate(value=value, n=1, low=value, high=value, interval="exact")
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a, b and c``, each once."""
+    once = list(dict.fromkeys(names))
+    return " and ".join([", ".join(once[:-1]), once[-1]]) if len(once) > 1 else "".join(once)

@@ -1,0 +1,181 @@
+"""Every table and figure of the paper as far as known: its claim in our words, and the rule that our runs are held to.
+
+Nothing here is a result of ours: those are computed by :mod:`del_lightning.report.site.rules` from the loaded runs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from del_lightning.report import words
+from del_lightning.report.schema import Leaderboard
+from del_lightning.report.site import rules
+from del_lightning.report.site.claims import Finding, listed
+from del_lightning.report.site.runs import Run
+
+PAPER_GENERATION = (
+    "LLMs of 7B to 72B and a 16B mixture of experts; WikiText-2, PTB and CNN/DailyMail; 20,000 codec and 4,000 "
+    "soft-prompt steps; COH by a SimCSE encoder."
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One table or figure of the paper, or several that make the same claim.
+
+    Attributes:
+        anchor: Its place on the page.
+        name: The paper's name of it.
+        title: What it is about.
+        claim: What the paper says, in our words, with its numbers as far as known.
+        setting: Where the paper measured it.
+        criterion: The rule in words: what is compared, and what counts as agreement.
+        rule: From the loaded runs to a verdict.
+    """
+
+    anchor: str
+    name: str
+    title: str
+    claim: str
+    setting: str
+    criterion: str
+    rule: Callable[[Sequence[Run]], Finding]
+
+
+ITEMS = (
+    Item(
+        "generation",
+        "Tables 1, 2 and 9",
+        "Text generation against RANTEXT and InferDPT",
+        "At equal attack success DEL's continuations are more coherent than those of RANTEXT and InferDPT. Its own "
+        "tables hold exceptions at ASR .02: on WikiText-2 InferDPT with a local Llama reaches COH .742 against .562, "
+        "and InferDPT is ahead .664 to .586 on a 16B mixture of experts and .648 to .606 on a 72B model.",
+        PAPER_GENERATION,
+        "COH of DEL with its soft prompt minus COH of each method, at every nearest-neighbour target that both were "
+        "calibrated to. Agrees where the interval lies above 0.",
+        rules.coherence(("rantext", "inferdpt"), "RANTEXT or InferDPT"),
+    ),
+    Item(
+        "baselines",
+        "Table 5",
+        "Text generation against further baselines",
+        "Sets further methods that privatise text or embeddings beside DEL. Read as: DEL is ahead of them too.",
+        PAPER_GENERATION,
+        "As above, for SANTEXT, CUSTEXT, metric DP and DP-Forward with their variants. Agrees where the interval lies "
+        "above 0.",
+        rules.coherence(rules.FURTHER, "SANTEXT, CUSTEXT, metric DP or DP-Forward"),
+    ),
+    Item(
+        "gaussian",
+        "Fig. 3, Remark 4.3",
+        "The quantizer against Gaussian noise",
+        "At equal privacy the n-bit quantizer is nearly as good as Gaussian noise on the same vector, which takes 32 "
+        "bits a coordinate.",
+        "Qwen2.5-7B on PTB.",
+        "Paired difference in nats a token, Gaussian minus DEL, at equal nearest-neighbour ASR and at equal "
+        "guarantee, with a soft prompt where both have one. Agrees where the interval lies above −ln 1.1: DEL's "
+        "perplexity is less than 10% higher.",
+        rules.gaussian,
+    ),
+    Item(
+        "attacks",
+        "Fig. 4",
+        "Success of inversion and of input inference",
+        "Shows how much nearest-neighbour inversion and input inference read over models, data sets and mechanisms; "
+        "the former's success is what all methods are compared at. Read as: both read less the stricter the mechanism "
+        "is, and the former stands for what an attacker can do.",
+        "Several LLMs, data sets and mechanisms.",
+        "For each curve: success of either attack at the loosest setting minus that at the strictest; agrees above 0. "
+        "For DEL at each calibrated setting: the nearest neighbour's success minus the strongest other attack's; "
+        "agrees where the interval lies above −2 points, because only then one stands for the other.",
+        rules.attacks,
+    ),
+    Item(
+        "understanding",
+        "Tables 3 and 4, Fig. 5",
+        "Classification of MRPC and QQP in the SnD framework",
+        "Sets stochastic n-bit quantization beside metric DP behind a denoiser at the server, with and without a soft "
+        "prompt of 20 tokens. Read as: the quantizer classifies better, and a soft prompt helps. Not everywhere: on "
+        "MRPC at 4 bits AUC is .590 against .598 for metric DP.",
+        "Six-layer denoiser at the server, accuracy and AUC.",
+        "AUC at equal nearest-neighbour ASR: DEL minus metric DP, and DEL with minus without soft prompt. Agrees "
+        "where both intervals, over seeds and over examples, lie above 0.",
+        rules.understanding,
+    ),
+    Item(
+        "data-transfer",
+        "Table 6",
+        "A soft prompt trained on C4, used on other data",
+        "Takes a soft prompt that was trained on public text to other data. Read as: it still helps there.",
+        PAPER_GENERATION,
+        "Perplexity behind the transferred soft prompt against that behind the matched one and behind none.",
+        rules.data_transfer,
+    ),
+    Item(
+        "mu-transfer",
+        "Table 7",
+        "A soft prompt trained at one mu, used at another",
+        "Takes a soft prompt to a setting that it was not trained at: trained at mu 52 and used at 40 it reaches PPL "
+        "35.91, against 32.09 for the matched one. Read as: it still helps, and less than the matched one.",
+        PAPER_GENERATION,
+        "Perplexity behind the transferred soft prompt against that behind the matched one and behind none.",
+        rules.mu_transfer,
+    ),
+    Item(
+        "width",
+        "Table 8",
+        "Width of the code",
+        "A code of d = b / 32 numbers is better at the strict mu 20, a wider one of d = 128 at the loose mu 60. (There "
+        "mu names a setting; it is no guarantee.)",
+        PAPER_GENERATION,
+        "Two runs that differ in the width alone, at the same mu: difference in nats a token. Agrees where the "
+        "interval lies on the narrow code's side below mu 34.6, halfway between 20 and 60, and on the wide code's "
+        "above it.",
+        rules.width,
+    ),
+    Item(
+        "bits",
+        "Bits n",
+        "One, two, four or eight bits a coordinate",
+        "A few bits a coordinate are enough: the quantizer's error exceeds the Gaussian's by a term that shrinks with "
+        "2ⁿ − 1 and does not depend on mu (Remark 4.3).",
+        PAPER_GENERATION,
+        "Runs that differ in the bits alone, at the same target or mu: nats a token at the most bits minus those at "
+        "fewer. Agrees where the interval lies above −ln 1.1: fewer bits cost less than 10% of perplexity.",
+        rules.bits,
+    ),
+    Item(
+        "payload",
+        "Headline",
+        "What is sent",
+        "The payload falls by up to 32 times from n = 1 alone, and another 32 times from d = b / 32.",
+        "Bits a token against an embedding of 32-bit floats.",
+        "Nominal bits a token of DEL at d = b / 32. Agrees if the saving is 32 × 32 / n within 1%, n = 1 among the "
+        "runs.",
+        rules.payload,
+    ),
+)
+"""In the order of the page."""
+
+
+def circumstances(finding: Finding) -> str:
+    """Where our side was measured; empty without a run."""
+    runs = finding.runs
+    if not runs:
+        return ""
+    schedules = listed([run.board.schedule for run in runs if run.board.schedule])
+    parts = [listed([run.board.model for run in runs]), listed([run.data for run in runs]), schedules, _sizes(runs)]
+    encoders = listed([run.board.encoder for run in runs if isinstance(run.board, Leaderboard)])
+    return "; ".join(filter(None, [*parts, f"COH by {encoders}" if encoders else ""])) + "."
+
+
+def _sizes(runs: Sequence[Run]) -> str:
+    found = []
+    for run in runs:
+        board, seeds = run.board, len(run.board.seeds)
+        count = (
+            f"{words.count(board.prompts)} prompts"
+            if isinstance(board, Leaderboard)
+            else (f"{words.count(board.eval_examples)} examples")
+        )
+        found.append(f"{count}, {seeds} seed{'s' * (seeds > 1)}")
+    return listed(found)

@@ -1,0 +1,174 @@
+"""Find stored leaderboards and read them; everything else in the folders is left alone and named.
+
+A file is known by its content, not by its name. What is damaged stops everything before a page is written: a site
+that silently lacks a run would be taken for the whole.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from del_lightning.errors import ArtifactError, ConfigError
+from del_lightning.report.schema import SCHEMA_VERSION, Leaderboard, NluLeaderboard, Texts
+
+Board = Leaderboard | NluLeaderboard
+
+DATASETS = {
+    "ptb": "PTB",
+    "wikitext2": "WikiText-2",
+    "cnn_dailymail": "CNN/DailyMail",
+    "c4": "C4",
+    "lee": "Lee news",
+}
+"""Corpus in the configuration -> its name on pages."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One leaderboard of the site.
+
+    Attributes:
+        slug: Name of its page.
+        source: File that it was read from, under the folder that was named.
+        board: What was measured.
+        texts: Continuations and recovered prompts, where they lie beside it.
+    """
+
+    slug: str
+    source: str
+    board: Board
+    texts: Texts | None = None
+
+    @property
+    def page(self) -> str:
+        """Address of its page, from the site's folder."""
+        return f"runs/{self.slug}.html"
+
+    @property
+    def data(self) -> str:
+        """Data set or task as pages name it."""
+        if isinstance(self.board, NluLeaderboard):
+            return f"GLUE {self.board.task.upper()}"
+        return DATASETS.get(self.board.dataset, self.board.dataset)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The runs in the order of their pages, and (file, reason) of every other JSON file."""
+
+    runs: list[Run]
+    skipped: list[tuple[str, str]]
+
+
+def load(places: Sequence[str | Path], leave_out: Path | None = None) -> Found:
+    """Read every leaderboard at these places.
+
+    Args:
+        places: Folders, searched at any depth, and JSON files.
+        leave_out: Folder that is not searched: the site itself may lie among the results.
+
+    Raises:
+        ConfigError: A place does not exist, or holds no leaderboard.
+        ArtifactError: A file is no JSON or cannot be read.
+    """
+    read: dict[Path, tuple[str, Board | Texts | str]] = {}
+    for place in map(Path, places):
+        files = {path.resolve(): name for path, name in _files(place, leave_out)}
+        read |= {path: (name, _read(path, name)) for path, name in files.items() if path not in read}
+        if not any(isinstance(read[path][1], Board) for path in files):
+            reason = next((f" ({read[path][1]})" for path in files if place.is_file()), "")
+            raise ConfigError(f"`report.results` must name places with leaderboards, found none in '{place}'{reason}")
+    return _sorted(read)
+
+
+def _files(place: Path, leave_out: Path | None) -> Iterator[tuple[Path, str]]:
+    """(file, its name on pages) of every JSON file at a place."""
+    if place.is_file():
+        yield place, place.name
+    elif place.is_dir():
+        hidden = None if leave_out is None else leave_out.resolve()
+        for path in sorted(place.rglob("*.json")):
+            if path.is_file() and hidden not in path.resolve().parents:
+                yield path, f"{place.resolve().name}/{path.relative_to(place).as_posix()}"
+    else:
+        raise ConfigError(f"`report.results` must name existing folders or JSON files, got '{place}'")
+
+
+def _read(path: Path, name: str) -> Board | Texts | str:
+    """The record that a file holds, or the reason why it holds none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except OSError as error:
+        raise ArtifactError(f"{name} must be readable, got: {error.strerror}") from None
+    except ValueError as error:
+        raise ArtifactError(f"{name} must hold JSON, got: {error}") from None
+    kind = _kind(content)
+    if kind is None:
+        return "no leaderboard"
+    version = content.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        return f"schema version {version}, this program reads {SCHEMA_VERSION}"
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"does not fit the schema: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def _kind(content: Any) -> type[Leaderboard] | type[NluLeaderboard] | type[Texts] | None:
+    """The record that a file's content claims to be."""
+    if not isinstance(content, dict):
+        return None
+    if {"samples", "gallery"} <= content.keys():
+        return Texts
+    if {"rows", "config"} <= content.keys():
+        return NluLeaderboard if "task" in content else Leaderboard
+    return None
+
+
+def _sorted(read: dict[Path, tuple[str, Board | Texts | str]]) -> Found:
+    """Give every leaderboard its texts and a page; a second copy of the same one is left out."""
+    runs: list[Run] = []
+    skipped = [(name, item) for name, item in read.values() if isinstance(item, str)]
+    seen: dict[str, str] = {}
+    boards = [(path, name, item) for path, (name, item) in read.items() if isinstance(item, Board)]
+    for path, name, board in sorted(boards, key=lambda item: (_word(item[0]), item[1])):
+        first = seen.setdefault(board.model_dump_json(), name)
+        if first != name:
+            skipped.append((name, f"the same as {first}"))
+            continue
+        runs.append(Run(_free(_word(path), runs), name, board, _texts(path.parent, board, read)))
+    used = [run.texts for run in runs]
+    skipped += [
+        (name, "texts of no run beside it")
+        for name, item in read.values()
+        if isinstance(item, Texts) and item not in used
+    ]
+    runs.sort(key=lambda run: (isinstance(run.board, NluLeaderboard), run.data, run.board.model, run.slug))
+    return Found(runs, sorted(skipped))
+
+
+def _texts(folder: Path, board: Board, read: dict[Path, tuple[str, Board | Texts | str]]) -> Texts | None:
+    """The texts beside a leaderboard that belong to it."""
+    near = (item for path, (_, item) in read.items() if path.parent == folder and isinstance(item, Texts))
+    return next((text for text in near if (text.title, text.generated) == (board.title, board.generated)), None)
+
+
+def _word(path: Path) -> str:
+    """Name of a page: the file's folder and its own name."""
+    return re.sub(r"[^a-z0-9.]+", "-", f"{path.parent.name}-{path.stem}".lower()).strip("-.") or "run"
+
+
+def _free(word: str, runs: Iterable[Run]) -> str:
+    """The word, with a number where an earlier page has it."""
+    taken, number, slug = {run.slug for run in runs}, 1, word
+    while slug in taken:
+        number += 1
+        slug = f"{word}-{number}"
+    return slug
