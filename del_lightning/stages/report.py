@@ -28,12 +28,8 @@ from del_lightning.report.schema import (
     Sample,
     TrainingCurve,
 )
-<<<<<<< HEAD
-from del_lightning.stages import attack, calibrate, codec, evaluate, prompt, tracking
-=======
 from del_lightning.report.site import load, write_site
-from del_lightning.stages import attack, calibrate, codec, evaluate, prompt
->>>>>>> work-8a
+from del_lightning.stages import attack, calibrate, codec, evaluate, prompt, tracking
 from del_lightning.stages.setting import Setting, build_method, row_label
 from del_lightning.stages.settings import levels, settings, soft_prompts
 from del_lightning.stages.workspace import Workspace
@@ -42,24 +38,18 @@ GALLERY = 2
 """Prompts of which the page shows what every attack recovers."""
 
 
-<<<<<<< HEAD
 def run(ws: Workspace) -> Path | None:
     """Write the report of everything this configuration asks for, and print its table.
+
+    With ``report.results`` the leaderboards found there become a site instead, and nothing is run.
 
     Returns:
         The page's path; None on a rank other than 0, which has nothing to write.
     """
     if not ranks.is_first():
         return None
-=======
-def run(ws: Workspace) -> Path:
-    """Write the report of everything this configuration asks for, and print its table; returns the page's path.
-
-    With ``report.results`` the leaderboards found there become a site instead, and nothing is run.
-    """
     if ws.config.report.results is not None:
         return merge(ws.config.report.results, ws.store.root / "site")
->>>>>>> work-8a
     found = settings(ws)
     board = leaderboard(ws, found)
     folder = ws.store.root / "report" / slug_of(ws.config.title)
@@ -84,10 +74,11 @@ def merge(results: list[str], folder: Path) -> Path:
         DelError: A place is missing, holds no leaderboard or a broken file; nothing has been written then.
     """
     found = load(results, leave_out=folder)
+    console = Console()
     for name, reason in found.skipped:
-        print(f"skipped {name}: {reason}")
+        console.print(f"skipped {name}: {reason}", soft_wrap=True, highlight=False)
     page = write_site(folder, found.runs)
-    print(f"site of {len(found.runs)} runs: {page.resolve()}")
+    console.print(f"site of {len(found.runs)} runs: {page.resolve()}", soft_wrap=True)
     return page
 
 
