@@ -29,11 +29,12 @@ def render_markdown(board: TransferBoard) -> str:
         "| " + " | ".join(HEADINGS) + " |",
         "| " + " | ".join("---" for _ in HEADINGS) + " |",
     ]
-    lines += ["| " + " | ".join(_cells(cell)) + " |" for cell in board.cells]
+    lines += ["| " + " | ".join(cells(cell)) + " |" for cell in board.cells]
     return "\n".join([*lines, ""])
 
 
-def _cells(cell: TransferCell) -> list[str]:
+def cells(cell: TransferCell) -> list[str]:
+    """A line of the table, in the order of :data:`HEADINGS`."""
     return [
         words.number(cell.used_at),
         *origin(cell),

@@ -13,7 +13,16 @@ from typing import Any
 
 from del_lightning.report import arrange, nlu, words
 from del_lightning.report.arrange import Entry
-from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow, Matching, NluLeaderboard, NluRow
+from del_lightning.report.schema import (
+    Estimate,
+    Leaderboard,
+    LeaderboardRow,
+    Matching,
+    NluLeaderboard,
+    NluRow,
+    TransferBoard,
+)
+from del_lightning.report.site.claims import listed
 from del_lightning.report.site.pareto import front
 from del_lightning.report.site.runs import Run
 from del_lightning.report.tables import (
@@ -154,10 +163,8 @@ def _line(run: Run, entry: Entry, marks: tuple[bool, bool]) -> Line:
     no_r = "needs a soft prompt on this row and on the clean and mean controls"
     cells = [
         Cell(run.data, (board.title,), title=board.model),
-        _marked(estimate_cell(entry.plain and entry.plain.perplexity, "not measured", -1), marks[0]),
-        _marked(
-            estimate_cell(entry.prompted and entry.prompted.perplexity, "no soft prompt was trained", -1), marks[1]
-        ),
+        _marked(estimate_cell(_perplexity(entry.plain), "not measured", -1), marks[0]),
+        _marked(estimate_cell(_perplexity(entry.prompted), "no soft prompt was trained", -1), marks[1]),
         _marked(estimate_cell(entry.retained, no_r, -1), marks[1] and entry.retained is not None),
         estimate_cell(entry.best.coherence, "not measured", -1),
         estimate_cell(words.attack_result(row, words.is_nearest), "this attack was not run", -1),
@@ -244,13 +251,15 @@ def run_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 def _examples(run: Run) -> str:
     board = run.board
-    if isinstance(board, Leaderboard):
-        return f"{words.count(board.prompts)} prompts"
-    return f"{words.count(board.eval_examples)} examples"
+    if isinstance(board, NluLeaderboard):
+        return f"{words.count(board.eval_examples)} examples"
+    return f"{words.count(board.prompts)} prompts"
 
 
 def _methods(run: Run) -> str:
     board = run.board
+    if isinstance(board, TransferBoard):
+        return f"DEL, soft prompts of {listed([one.trained_on for one in board.cells if one.trained_on])}"
     if isinstance(board, Leaderboard):
         names = list(arrange.method_names(board).values())
     else:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from del_lightning.artifacts import write_text
-from del_lightning.report import drawing, nlu, page, words
+from del_lightning.report import drawing, nlu, page, tables, transfer, words
 from del_lightning.report.rendering import Place, render
-from del_lightning.report.schema import Leaderboard
+from del_lightning.report.schema import Leaderboard, TransferBoard
 from del_lightning.report.site import figures, overview, replication
 from del_lightning.report.site.runs import Run
 
@@ -54,11 +56,30 @@ def write_site(folder: Path, runs: Sequence[Run]) -> Path:
 def _run_page(run: Run) -> str:
     """The report of one run, as it stands beside its results, with the way back."""
     place = Place(twins=(), home=f"../{HOME}")
+    if isinstance(run.board, TransferBoard):
+        return _transfer_page(run.board)
     if not isinstance(run.board, Leaderboard):
         return nlu.render_html(run.board, place)
     if run.texts is None:
         return page.render_html(run.board, [], place=place)
     return page.render_html(run.board, run.texts.samples, run.texts.gallery, place)
+
+
+def _transfer_page(board: TransferBoard) -> str:
+    context = {
+        "title": board.title,
+        "board": board,
+        "home": f"../{HOME}",
+        "headings": transfer.HEADINGS,
+        "lines": [transfer.cells(cell) for cell in board.cells],
+        "private": words.count(board.private_tokens),
+        "generated": words.moment(board.generated),
+        "wall": words.duration(board.wall_seconds),
+        "guarantees": [(words.number(float(mu)), words.guarantee(one)) for mu, one in board.privacy.items()],
+        "configuration": OmegaConf.to_yaml(OmegaConf.create(board.config)),
+        "environment": tables.environment_rows(board.environment),
+    }
+    return render("site/transfer.html.j2", context, styles=_STYLES, scripts=_SCRIPTS)
 
 
 def _home(runs: Sequence[Run], findings: Sequence[tuple[replication.Item, Any]]) -> str:

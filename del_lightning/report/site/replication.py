@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from del_lightning.report import words
-from del_lightning.report.schema import Leaderboard
+from del_lightning.report.schema import NluLeaderboard
 from del_lightning.report.site import rules
 from del_lightning.report.site.claims import Finding, listed
 from del_lightning.report.site.runs import Run
@@ -107,7 +107,8 @@ ITEMS = (
         "A soft prompt trained on C4, used on other data",
         "Takes a soft prompt that was trained on public text to other data. Read as: it still helps there.",
         PAPER_GENERATION,
-        "Perplexity behind the transferred soft prompt against that behind the matched one and behind none.",
+        "Nats a token behind no soft prompt minus those behind the transferred one, at the same mu. Agrees where the "
+        "interval lies above 0.",
         rules.data_transfer,
     ),
     Item(
@@ -117,7 +118,8 @@ ITEMS = (
         "Takes a soft prompt to a setting that it was not trained at: trained at mu 52 and used at 40 it reaches PPL "
         "35.91, against 32.09 for the matched one. Read as: it still helps, and less than the matched one.",
         PAPER_GENERATION,
-        "Perplexity behind the transferred soft prompt against that behind the matched one and behind none.",
+        "Nats a token behind no soft prompt minus those behind the transferred one, and behind the transferred one "
+        "minus those behind the matched one. Agrees where both intervals lie above 0.",
         rules.mu_transfer,
     ),
     Item(
@@ -164,7 +166,7 @@ def circumstances(finding: Finding) -> str:
         return ""
     schedules = listed([run.board.schedule for run in runs if run.board.schedule])
     parts = [listed([run.board.model for run in runs]), listed([run.data for run in runs]), schedules, _sizes(runs)]
-    encoders = listed([run.board.encoder for run in runs if isinstance(run.board, Leaderboard)])
+    encoders = listed([run.board.encoder for run in runs if not isinstance(run.board, NluLeaderboard)])
     return "; ".join(filter(None, [*parts, f"COH by {encoders}" if encoders else ""])) + "."
 
 
@@ -173,9 +175,9 @@ def _sizes(runs: Sequence[Run]) -> str:
     for run in runs:
         board, seeds = run.board, len(run.board.seeds)
         count = (
-            f"{words.count(board.prompts)} prompts"
-            if isinstance(board, Leaderboard)
-            else (f"{words.count(board.eval_examples)} examples")
+            f"{words.count(board.eval_examples)} examples"
+            if isinstance(board, NluLeaderboard)
+            else f"{words.count(board.prompts)} prompts"
         )
         found.append(f"{count}, {seeds} seed{'s' * (seeds > 1)}")
     return listed(found)

@@ -21,6 +21,8 @@ from del_lightning.report.schema import (
     Matching,
     NluLeaderboard,
     NluRow,
+    TransferBoard,
+    TransferCell,
 )
 from del_lightning.report.site.claims import (
     Comparison,
@@ -31,7 +33,6 @@ from del_lightning.report.site.claims import (
     logarithm,
     minus,
     negative,
-    not_run,
     tally,
     weigh,
 )
@@ -428,15 +429,57 @@ def _smaller_text(board: Leaderboard, row: LeaderboardRow) -> list[str]:
 # --- nothing to compare yet -------------------------------------------------------------------------------------------
 
 
-def data_transfer(_: Sequence[Run]) -> Finding:
-    """Rule: none yet; a leaderboard holds soft prompts only where they were trained."""
-    return not_run(
-        "A leaderboard holds every soft prompt on the data that it was trained on; no stored result has one elsewhere."
-    )
+def transfers(runs: Iterable[Run]) -> Iterator[tuple[Run, TransferCell, TransferCell, TransferCell]]:
+    """(run, a use away from home, the matched soft prompt's use, the use without one) of every transferred use."""
+    for run in runs:
+        if not isinstance(run.board, TransferBoard):
+            continue
+        for cell in run.board.cells:
+            home = [one for one in run.board.cells if one.used_at == cell.used_at]
+            none = next((one for one in home if one.trained_on is None), None)
+            matched = next((one for one in home if one.over_matched is None), None)
+            if none is not None and matched is not None and cell not in (none, matched):
+                yield run, cell, matched, none
 
 
-def mu_transfer(_: Sequence[Run]) -> Finding:
-    """Rule: none yet; a leaderboard holds soft prompts only at the setting that they were trained at."""
-    return not_run(
-        "A leaderboard holds every soft prompt at the mu that it was trained at; no stored result has one at another."
-    )
+def data_transfer(runs: Sequence[Run]) -> Finding:
+    """Rule: a soft prompt trained on other data has a lower perplexity than none, at the same mu."""
+    away = [found for found in transfers(runs) if found[1].trained_on != found[2].trained_on]
+    helps = [one for run, cell, _, none in away for one in _helps(run, cell, none)]
+    costs = [one for run, cell, matched, _ in away for one in _costs(run, cell, matched)]
+    remark = f"The matched soft prompt is better still: {tally(costs)}" if costs else ""
+    return weigh(helps, "No loaded run uses a soft prompt on other data than it was trained on.", remark)
+
+
+def mu_transfer(runs: Sequence[Run]) -> Finding:
+    """Rule: a soft prompt trained at another mu has a lower perplexity than none and a higher one than the matched."""
+    away = [found for found in transfers(runs) if found[1].trained_on == found[2].trained_on]
+    helps = [one for run, cell, _, none in away for one in _helps(run, cell, none)]
+    costs = [one for run, cell, matched, _ in away for one in _costs(run, cell, matched)]
+    parts = (f"Better than none: {tally(helps)}", f"Worse than the matched one: {tally(costs)}") if away else ()
+    return weigh([*helps, *costs], "No loaded run uses a soft prompt at another mu than it was trained at.", *parts)
+
+
+def _helps(run: Run, cell: TransferCell, none: TransferCell) -> Iterator[Comparison]:
+    if cell.over_none is not None and cell.over_none.nll is not None:
+        yield _use(run, cell, none, (cell, none), negative(cell.over_none.nll))
+
+
+def _costs(run: Run, cell: TransferCell, matched: TransferCell) -> Iterator[Comparison]:
+    if cell.over_matched is not None and cell.over_matched.nll is not None:
+        yield _use(run, cell, matched, (matched, cell), cell.over_matched.nll)
+
+
+def _use(
+    run: Run, cell: TransferCell, base: TransferCell, order: tuple[TransferCell, TransferCell], difference: Estimate
+) -> Comparison:
+    first, second = ((_origin(one), one.perplexity) for one in order)
+    against = "no soft prompt" if base.trained_on is None else "the matched soft prompt"
+    what = f"PPL at mu {words.number(cell.used_at)} against {against}; difference in nats a token, paired"
+    return Comparison((run,), what, first, second, difference)
+
+
+def _origin(cell: TransferCell) -> str:
+    if cell.trained_on is None or cell.trained_at is None:
+        return "no soft prompt"
+    return f"trained on {cell.trained_on} at mu {words.number(cell.trained_at)}"

@@ -14,9 +14,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from del_lightning.errors import ArtifactError, ConfigError
-from del_lightning.report.schema import SCHEMA_VERSION, Leaderboard, NluLeaderboard, Texts
+from del_lightning.report.schema import SCHEMA_VERSION, Leaderboard, NluLeaderboard, Texts, TransferBoard
 
-Board = Leaderboard | NluLeaderboard
+Board = Leaderboard | NluLeaderboard | TransferBoard
+
+_KINDS = (Leaderboard, TransferBoard, NluLeaderboard)
+"""In the order of their runs."""
 
 DATASETS = {
     "ptb": "PTB",
@@ -121,7 +124,7 @@ def _read(path: Path, name: str) -> Board | Texts | str:
         return f"does not fit the schema: {'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def _kind(content: Any) -> type[Leaderboard] | type[NluLeaderboard] | type[Texts] | None:
+def _kind(content: Any) -> type[Leaderboard] | type[NluLeaderboard] | type[TransferBoard] | type[Texts] | None:
     """The record that a file's content claims to be."""
     if not isinstance(content, dict):
         return None
@@ -129,7 +132,7 @@ def _kind(content: Any) -> type[Leaderboard] | type[NluLeaderboard] | type[Texts
         return Texts
     if {"rows", "config"} <= content.keys():
         return NluLeaderboard if "task" in content else Leaderboard
-    return None
+    return TransferBoard if {"cells", "config"} <= content.keys() else None
 
 
 def _sorted(read: dict[Path, tuple[str, Board | Texts | str]]) -> Found:
@@ -150,7 +153,7 @@ def _sorted(read: dict[Path, tuple[str, Board | Texts | str]]) -> Found:
         for name, item in read.values()
         if isinstance(item, Texts) and item not in used
     ]
-    runs.sort(key=lambda run: (isinstance(run.board, NluLeaderboard), run.data, run.board.model, run.slug))
+    runs.sort(key=lambda run: (_KINDS.index(type(run.board)), run.data, run.board.model, run.slug))
     return Found(runs, sorted(skipped))
 
 

@@ -1,0 +1,286 @@
+"""The site of many runs: what it reads, what it says, and that it needs nothing but itself."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markupsafe import escape
+
+from del_lightning.config import Config, ReportConfig, StageConfig
+from del_lightning.errors import ArtifactError, ConfigError
+from del_lightning.report.schema import Estimate, Leaderboard, PairedDifference, Texts, TransferBoard, TransferCell
+from del_lightning.report.site import load, write_site
+from del_lightning.report.site.claims import Comparison, minus, weigh
+from del_lightning.report.site.pareto import front
+from del_lightning.report.site.replication import ITEMS
+from del_lightning.report.site.runs import Run
+from del_lightning.stages import report
+from del_lightning.stages.workspace import Workspace
+from tests.report.factory import estimate, make_board, make_gallery, make_large_board, make_samples
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+CELL: dict[str, Any] = {"perplexity": estimate(40.0), "coherence": estimate(0.2), "agreement": estimate(0.3)}
+
+
+class Links(HTMLParser):
+    """Every address and identifier of a page."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.names: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.links += [found[name] or "" for name in ("href", "src", "action") if name in found]
+        if "id" in found:
+            self.names.append(found["id"] or "")
+
+
+def store(folder: Path, board: Leaderboard | TransferBoard, name: str = "leaderboard.json") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(board.model_dump_json())
+    return folder
+
+
+def site(tmp_path: Path, *boards: Leaderboard | TransferBoard) -> Path:
+    places = [store(tmp_path / "results" / str(number), board) for number, board in enumerate(boards)]
+    return write_site(tmp_path / "site", load(places).runs)
+
+
+def difference(value: float) -> PairedDifference:
+    return PairedDifference(nll=Estimate(value=value, n=9, low=value - 0.05, high=value + 0.05, interval="bootstrap"))
+
+
+def make_transfer(mu_cost: float = 0.1, c4_gain: float = 0.3) -> TransferBoard:
+    """Uses at mu 40: none, matched, trained at 52, trained on C4."""
+    board = make_board()
+    uses: list[tuple[str | None, float | None, float | None, float | None]] = [
+        (None, None, 1.0, None),
+        ("ptb", 40.0, None, -1.0),
+        ("ptb", 52.0, mu_cost, mu_cost - 1),
+        ("c4", 40.0, 1 - c4_gain, -c4_gain),
+    ]
+    cells = [
+        TransferCell(
+            **CELL,
+            trained_on=source,
+            trained_at=trained_at,
+            used_at=40.0,
+            over_matched=None if matched is None else difference(matched),
+            over_none=None if none is None else difference(none),
+        )
+        for source, trained_at, matched, none in uses
+    ]
+    same = {name: getattr(board, name) for name in ("model", "encoder", "prompts", "private_tokens", "config", "seeds")}
+    return TransferBoard(
+        title="Transfer on ptb",
+        schedule="made up",
+        dataset="ptb",
+        bits=4,
+        dim=18,
+        virtual_tokens=20,
+        seed=0,
+        privacy={"40": next(row.privacy for row in board.rows if not row.is_control)},
+        cells=cells,
+        environment=board.environment,
+        wall_seconds=12.0,
+        generated=board.generated,
+        **same,
+    )
+
+
+def finding(anchor: str, *boards: Leaderboard | TransferBoard) -> Any:
+    runs = [Run(f"run-{number}", "made up", board) for number, board in enumerate(boards)]
+    return next(item for item in ITEMS if item.anchor == anchor).rule(runs)
+
+
+# --- the pages --------------------------------------------------------------------------------------------------------
+
+
+def test_committed_results_make_a_site_whose_links_all_lead_somewhere(tmp_path: Path) -> None:
+    found = load([RESULTS])
+    assert found.runs
+    home = write_site(tmp_path / "site", found.runs)
+    pages = {path: Links(path) for path in home.parent.rglob("*.html")}
+    assert len(pages) == 2 + len(found.runs)
+    for page, parsed in pages.items():
+        assert len(parsed.names) == len(set(parsed.names)), page.name
+        for link in parsed.links:
+            place, _, anchor = link.partition("#")
+            if place.startswith("data:"):
+                continue
+            target = (page.parent / place).resolve() if place else page
+            assert target in pages, f"{page.name} -> {link}"
+            assert not anchor or anchor in pages[target].names, f"{page.name} -> {link}"
+    assert {link for link in pages[home].links if link.startswith("runs/")} == {run.page for run in found.runs}
+
+
+def test_pages_load_nothing_and_name_no_machine(tmp_path: Path) -> None:
+    for page in write_site(tmp_path / "site", load([RESULTS]).runs).parent.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert "default-src 'none'" in text
+        assert not re.search(r"(src|href|action)=\"(https?:)?//", text)
+        assert str(tmp_path) not in text
+
+
+def test_a_second_site_has_the_same_bytes_and_replaces_the_first(tmp_path: Path) -> None:
+    def content() -> dict[str, bytes]:
+        home = site(tmp_path, make_large_board(), make_transfer())
+        return {path.relative_to(home.parent).as_posix(): path.read_bytes() for path in home.parent.rglob("*.html")}
+
+    first = content()
+    (tmp_path / "site" / "left.html").write_text("of an earlier site")
+    assert content() == first
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_line_a_setting_and_what_is_compared(tmp_path: Path) -> None:
+    board = make_large_board()
+    text = site(tmp_path, board).read_text(encoding="utf-8")
+    labels = {row.label for row in board.rows}
+    for label in labels:
+        assert text.count(f'data-sort="{escape(label)}"') == 1
+    assert "◆" in text
+    assert text.count('<select data-key="') == 2  # method and matching; one data set and one model leave no choice
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    text = site(tmp_path, make_board(title="<script>alert(1)</script>")).read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert" in text
+
+
+def test_a_run_page_shows_samples_only_where_they_lie_beside_the_results(tmp_path: Path) -> None:
+    board = make_board()
+    texts = Texts(title=board.title, generated=board.generated, samples=make_samples(board), gallery=make_gallery())
+    folder = store(tmp_path / "with", board)
+    (folder / "texts.json").write_text(texts.model_dump_json())
+    bare = store(tmp_path / "without", make_board(title="Another"))
+    found = load([folder, bare])
+    with_texts, without = sorted(found.runs, key=lambda run: run.texts is None)
+    home = write_site(tmp_path / "site", found.runs)
+    sample = texts.samples[0].continuations
+    assert next(iter(sample.values())) in (home.parent / with_texts.page).read_text(encoding="utf-8")
+    assert without.texts is None
+    assert 'href="../index.html"' in (home.parent / without.page).read_text(encoding="utf-8")
+
+
+def test_a_transfer_has_a_page_of_its_own(tmp_path: Path) -> None:
+    home = site(tmp_path, make_board(), make_transfer())
+    (run,) = (run for run in load([tmp_path / "results"]).runs if isinstance(run.board, TransferBoard))
+    text = (home.parent / run.page).read_text(encoding="utf-8")
+    assert text.count("<tr><td>") >= 4
+    assert "no soft prompt" in text
+    assert run.page in home.read_text(encoding="utf-8")
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+
+
+def test_other_files_are_left_alone_and_named(tmp_path: Path) -> None:
+    folder = store(tmp_path / "results", make_board())
+    store(folder / "copy", make_board())
+    (folder / "timing.json").write_text('{"seconds": 1}')
+    old = json.loads(make_board().model_dump_json()) | {"schema_version": 1}
+    (folder / "old.json").write_text(json.dumps(old))
+    found = load([folder])
+    assert len(found.runs) == 1
+    reasons = dict(found.skipped)
+    assert reasons["results/timing.json"] == "no leaderboard"
+    assert "schema version 1" in reasons["results/old.json"]
+    assert any(reason.startswith("the same as") for reason in reasons.values())
+
+
+def test_bad_places_are_refused_before_a_page_is_written(tmp_path: Path) -> None:
+    folder = store(tmp_path / "results", make_board())
+    with pytest.raises(ConfigError, match=r"existing folders or JSON files, got .*/nowhere"):
+        load([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="found none in"):
+        load([folder, tmp_path / "empty"])
+    (folder / "broken.json").write_text('{"rows": [')
+    with pytest.raises(ArtifactError, match=r"results/broken.json must hold JSON"):
+        load([folder])
+
+
+def test_the_stage_writes_a_site_and_needs_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Config(
+        stage=StageConfig(name="report"), out=str(tmp_path / "out"), report=ReportConfig(results=[str(RESULTS)])
+    )
+    workspace = Workspace(config)
+    workspace.check()
+    page = report.run(workspace)
+    assert page == tmp_path / "out" / "site" / "index.html"
+    assert f"site of {len(load([RESULTS]).runs)} runs" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"`report.results` must be null unless stage=report"):
+        Workspace(Config(stage=StageConfig(name="pipeline"), report=ReportConfig(results=["x"]))).check()
+    with pytest.raises(ConfigError, match=r"`report.results` must be a non-empty list"):
+        ReportConfig(results=[])
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def test_pareto_front_keeps_what_nobody_beats() -> None:
+    points = [(1, 5), (2, 2), (2, 2), (3, 1), (3, 3), (1, math.inf)]
+    assert front(points) == [True, True, True, True, False, False]
+    assert front([]) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([0.3, 0.2], "agrees"),
+        ([-0.3, -0.2], "disagrees"),
+        ([0.3, -0.2], "partly"),
+        ([0.3, 0.01], "partly"),
+        ([0.01], "undecided"),
+        ([-0.3, 0.01], "disagrees"),
+        ([], "not run"),
+    ],
+)
+def test_a_verdict_goes_as_far_as_the_intervals(values: list[float], verdict: str) -> None:
+    numbers = ("a", estimate(1.0)), ("b", estimate(1.0))
+    comparisons = [Comparison((), "x", *numbers, difference(value).nll or estimate(0.0)) for value in values]
+    assert weigh(comparisons, "nothing").verdict == verdict
+
+
+def test_difference_of_independent_estimates_adds_their_variances() -> None:
+    first = Estimate(value=3.0, n=5, low=2.7, high=3.3, interval="bootstrap")
+    second = Estimate(value=1.0, n=7, low=0.6, high=1.4, interval="bootstrap")
+    found = minus(first, second)
+    assert (found.value, found.n) == (2.0, 5)
+    assert (found.low, found.high) == (pytest.approx(1.5), pytest.approx(2.5))
+
+
+def test_without_runs_every_item_says_what_it_lacks() -> None:
+    for item in ITEMS:
+        found = item.rule([])
+        assert found.verdict == "not run"
+        assert len(found.reason) > 20
+
+
+@pytest.mark.parametrize(("mu_cost", "verdict"), [(0.1, "agrees"), (0.01, "partly"), (-0.2, "partly")])
+def test_transfer_over_mu_must_help_and_cost(mu_cost: float, verdict: str) -> None:
+    assert finding("mu-transfer", make_transfer(mu_cost=mu_cost)).verdict == verdict
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.3, "agrees"), (0.0, "undecided"), (-0.3, "disagrees")])
+def test_transfer_over_data_must_help(gain: float, verdict: str) -> None:
+    found = finding("data-transfer", make_transfer(c4_gain=gain))
+    assert found.verdict == verdict
+    assert len(found.comparisons) == 1
+
+
+def test_gaussian_verdict_follows_the_paired_difference() -> None:
+    assert finding("gaussian", make_board()).verdict == "not run"
+    anchors = {item.anchor: item.rule([Run("large", "made up", make_large_board())]) for item in ITEMS}
+    assert any(found.verdict != "not run" for found in anchors.values())
+    for found in anchors.values():
+        assert (found.verdict == "not run") == (not found.comparisons)
