@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 TAGS = ["differential-privacy", "split-inference", "soft-prompt", "prompt-tuning", "del-lightning"]
 
+_TELLING = 0.995
+"""From this share of the tokens on, a bound on what attacks read says nothing."""
+
 
 def model_card(
     record: "SplitRecord", statement: PrivacyStatement, board: Leaderboard | None, repo_id: str | None = None
@@ -95,9 +98,9 @@ def _percents(rate: Estimate) -> str:
 
 def _certified(board: Leaderboard | None) -> str:
     bound = None if board is None else _private(board)[-1].certified
-    if bound is None:
+    if bound is None or bound >= _TELLING:
         return ""
-    most = words.percent(bound) if bound < 0.995 else "all"
+    most = words.percent(bound)
     return f"; one that knows only how frequent tokens are reads at most {most} of them, whatever it computes"
 
 

@@ -52,6 +52,16 @@ def test_it_reports_utility_and_attacks_with_their_intervals(split: SplitModel, 
         assert f"| {name} | {words.percent(rate.value)} [" in card
 
 
+@pytest.mark.parametrize(("bound", "expected"), [(0.42, "reads at most 42% of them"), (0.9991, None), (None, None)])
+def test_a_bound_on_all_attacks_is_quoted_where_it_says_something(
+    split: SplitModel, tmp_path: Path, bound: float | None, expected: str | None
+) -> None:
+    board = board_of(split, rows=[own_row(split, certified=bound)])
+    card = card_of(split.save_pretrained(tmp_path / "x", results=board))
+    assert ("whatever it computes" in card) == (expected is not None)
+    assert (expected or "") in card
+
+
 def test_the_hub_reads_its_front_matter(folder: Path, split: SplitModel) -> None:
     found = front_matter(card_of(folder))
     assert found["library_name"] == "del-lightning"

@@ -203,7 +203,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 def shell(command: list[str], folder: Path, **more: str) -> str:
     done = subprocess.run(
-        command, cwd=folder, env=environment(folder, **more), capture_output=True, text=True, timeout=300, check=False
+        command, cwd=folder, env=environment(folder, **more), capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
