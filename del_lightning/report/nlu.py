@@ -146,7 +146,7 @@ def columns(board: NluLeaderboard) -> list[Column]:
     """What was measured, a way to classify after the other, then what was sent, attacked and guaranteed."""
     found = [_figure_column(board, variant, name) for variant in variants(board) for name in figures(board)]
     found += [_attack_column(name) for name in attacks(board)]
-    return [*found, Column("ε of a text", _delta(board), _epsilon_cell), Column("Bits a token", (), _bits_cell)]
+    return [*found, Column("ε of a text", _delta(board), epsilon_cell), Column("Bits a token", (), bits_cell)]
 
 
 def attacks(board: NluLeaderboard) -> list[str]:
@@ -171,7 +171,7 @@ def _attack_column(attack: str) -> Column:
     return Column("ASR", ("strongest of all" if attack == STRONGEST else attack,), cell)
 
 
-def _epsilon_cell(front: NluRow) -> Cell:
+def epsilon_cell(front: NluRow) -> Cell:
     privacy = front.privacy
     if privacy is None or privacy.epsilon_sequence is None:
         return missing("nothing is sent" if privacy is None else privacy.caveat or "no exact ε")
@@ -179,7 +179,7 @@ def _epsilon_cell(front: NluRow) -> Cell:
     return Cell(words.number(privacy.epsilon_sequence), small, privacy.epsilon_sequence, privacy.caveat)
 
 
-def _bits_cell(front: NluRow) -> Cell:
+def bits_cell(front: NluRow) -> Cell:
     cost = front.cost
     return Cell(words.count(cost.bits_per_token), (f"{words.number(cost.bits_per_text)} a text",), cost.bits_per_token)
 

@@ -91,7 +91,7 @@ def weigh(comparisons: Sequence[Comparison], missing: str, *remarks: str) -> Fin
 
 
 def tally(comparisons: Sequence[Comparison]) -> str:
-    """``Of 6 comparisons 1 confirms, 2 contradict, 3 lie inside the noise.``"""
+    """How many comparisons confirm, contradict, and lie inside the noise, as a sentence."""
     found = [one.outcome for one in comparisons]
     counts = {
         ("confirms", "confirm"): found.count("confirms"),

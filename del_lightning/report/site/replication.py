@@ -58,7 +58,7 @@ ITEMS = (
         "baselines",
         "Table 5",
         "Text generation against further baselines",
-        "DEL is also ahead of further methods that privatise text or embeddings.",
+        "Sets further methods that privatise text or embeddings beside DEL. Read as: DEL is ahead of them too.",
         PAPER_GENERATION,
         "As above, for SANTEXT, CUSTEXT, metric DP and DP-Forward with their variants. Agrees where the interval lies "
         "above 0.",
@@ -80,8 +80,9 @@ ITEMS = (
         "attacks",
         "Fig. 4",
         "Success of inversion and of input inference",
-        "Over models, data sets and mechanisms, nearest-neighbour inversion and input inference read less the "
-        "stricter the mechanism is; the success of the former is what all methods are compared at.",
+        "Shows how much nearest-neighbour inversion and input inference read over models, data sets and mechanisms; "
+        "the former's success is what all methods are compared at. Read as: both read less the stricter the mechanism "
+        "is, and the former stands for what an attacker can do.",
         "Several LLMs, data sets and mechanisms.",
         "For each curve: success of either attack at the loosest setting minus that at the strictest; agrees above 0. "
         "For DEL at each calibrated setting: the nearest neighbour's success minus the strongest other attack's; "
@@ -92,9 +93,9 @@ ITEMS = (
         "understanding",
         "Tables 3 and 4, Fig. 5",
         "Classification of MRPC and QQP in the SnD framework",
-        "Behind a denoiser at the server, stochastic n-bit quantization classifies better than metric DP at equal "
-        "attack success, and a soft prompt of 20 tokens helps. Not everywhere: MRPC at 4 bits has AUC .590 against "
-        ".598 for metric DP.",
+        "Sets stochastic n-bit quantization beside metric DP behind a denoiser at the server, with and without a soft "
+        "prompt of 20 tokens. Read as: the quantizer classifies better, and a soft prompt helps. Not everywhere: on "
+        "MRPC at 4 bits AUC is .590 against .598 for metric DP.",
         "Six-layer denoiser at the server, accuracy and AUC.",
         "AUC at equal nearest-neighbour ASR: DEL minus metric DP, and DEL with minus without soft prompt. Agrees "
         "where both intervals, over seeds and over examples, lie above 0.",
@@ -104,7 +105,7 @@ ITEMS = (
         "data-transfer",
         "Table 6",
         "A soft prompt trained on C4, used on other data",
-        "A soft prompt trained on public text keeps most of its use on other data.",
+        "Takes a soft prompt that was trained on public text to other data. Read as: it still helps there.",
         PAPER_GENERATION,
         "Perplexity behind the transferred soft prompt against that behind the matched one and behind none.",
         rules.data_transfer,
@@ -113,8 +114,8 @@ ITEMS = (
         "mu-transfer",
         "Table 7",
         "A soft prompt trained at one mu, used at another",
-        "A soft prompt trained at a looser setting still helps at a stricter one: trained at mu 52 and used at 40 it "
-        "reaches PPL 35.91, against 32.09 for the matched one.",
+        "Takes a soft prompt to a setting that it was not trained at: trained at mu 52 and used at 40 it reaches PPL "
+        "35.91, against 32.09 for the matched one. Read as: it still helps, and less than the matched one.",
         PAPER_GENERATION,
         "Perplexity behind the transferred soft prompt against that behind the matched one and behind none.",
         rules.mu_transfer,

@@ -1,0 +1,255 @@
+"""The tables across runs: one line a method and setting, with what it keeps, gives away and sends.
+
+Perplexities of two runs can be compared only where both continue the same prompts, so a Pareto front belongs to a
+bench: the runs of one model on the same test prompts. Within it a lower perplexity and a higher R say the same. A
+soft prompt adapts the LLM to the domain whatever it is told, so rows with and without one have a front each.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from del_lightning.report import arrange, nlu, words
+from del_lightning.report.arrange import Entry
+from del_lightning.report.schema import Leaderboard, LeaderboardRow, Matching, NluLeaderboard, NluRow
+from del_lightning.report.site.pareto import front
+from del_lightning.report.site.runs import Run
+from del_lightning.report.tables import (
+    Cell,
+    bits_cell,
+    estimate_cell,
+    missing,
+    parameter_cell,
+    worst_cell,
+)
+
+ON_FRONT = "◆"
+"""Marks a value on its Pareto front."""
+CONTROL = "control"
+MATCHED: dict[Matching | None, str] = {
+    "nearest": "nearest-neighbour ASR",
+    "worst": "worst-case ASR",
+    "guarantee": "DEL's guarantee",
+    None: "given value",
+}
+"""What a setting was matched by, as the filter names it."""
+WORDING = ("prefix", "min_words", "prompt_words", "max_prompts", "max_prompt_tokens", "reference_tokens")
+"""Settings of the data that decide which prompts are continued, and how far."""
+
+HEADINGS = (
+    ("Method", ()),
+    ("Data set", ("model",)),
+    ("Run", ()),
+    ("PPL", ("no soft prompt",)),
+    ("PPL", ("+ soft prompt",)),
+    ("R", ("information retained",)),
+    ("COH", ("best row",)),
+    ("ASR", ("nearest neighbour",)),
+    ("ASR", ("worst of all",)),
+    ("Parameter", ("with exact ε",)),
+    ("Bits a token", ()),
+)
+NLU_HEADINGS = (
+    ("Front-end", ()),
+    ("Task", ("model",)),
+    ("Run", ()),
+    ("Way to classify", ()),
+    ("Accuracy", ("over seeds",)),
+    ("AUC", ("over seeds",)),
+    ("ASR", ("nearest neighbour",)),
+    ("ASR", ("worst of all",)),
+    ("ε of a text", ()),
+    ("Bits a token", ()),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table across runs.
+
+    Attributes:
+        run: Where it comes from; its page is linked.
+        name: First cell.
+        method: Whose mark stands in front of it.
+        cells: The others; that of the run is filled by the page.
+        keys: What the filters select by.
+        on_front: Whether it is on a Pareto front.
+    """
+
+    run: Run
+    name: str
+    method: str
+    cells: list[Cell]
+    keys: dict[str, str]
+    on_front: bool = False
+
+
+@dataclass
+class Fronts:
+    """Which (run, label) are on the front of their bench, without and with a soft prompt."""
+
+    plain: set[tuple[str, str]] = field(default_factory=set)
+    prompted: set[tuple[str, str]] = field(default_factory=set)
+
+    def labels(self, run: Run) -> tuple[set[str], set[str]]:
+        """Labels of a run's settings on either front."""
+        plain, prompted = ({label for slug, label in found if slug == run.slug} for found in (self.plain, self.prompted))
+        return plain, prompted
+
+
+def bench(run: Run) -> str:
+    """What two runs must share for their perplexities to be compared: model, data and the very prompts."""
+    board = run.board
+    assert isinstance(board, Leaderboard)
+    data = board.config.get("data") or {}
+    same = [board.dataset, board.model, board.prompts, board.private_tokens, *(data.get(name) for name in WORDING)]
+    return json.dumps(same)
+
+
+def fronts(runs: Iterable[Run]) -> Fronts:
+    """The Pareto fronts of utility, worst-case ASR and bits, of the methods under test on every bench."""
+    benches: dict[str, list[tuple[Run, Entry]]] = {}
+    for run in runs:
+        if isinstance(run.board, Leaderboard):
+            benches.setdefault(bench(run), []).extend((run, entry) for entry in arrange.tested(run.board))
+    found = Fronts()
+    for entries in benches.values():
+        found.plain |= _front(entries, lambda entry: entry.plain)
+        found.prompted |= _front(entries, lambda entry: entry.prompted)
+    return found
+
+
+def _front(
+    entries: Iterable[tuple[Run, Entry]], pick: Callable[[Entry], LeaderboardRow | None]
+) -> set[tuple[str, str]]:
+    points = []
+    for run, entry in entries:
+        row = pick(entry)
+        worst = None if row is None else words.worst_attack(row)
+        if row is None or row.perplexity is None or worst is None or math.isnan(row.perplexity.value):
+            continue
+        place = (row.perplexity.value, worst.value, row.communication.bits_per_token)
+        points.append(((run.slug, row.label), place))
+    kept = front([place for _, place in points])
+    return {name for (name, _), on_front in zip(points, kept, strict=True) if on_front}
+
+
+def lines(runs: Iterable[Run], found: Fronts) -> list[Line]:
+    """Controls and methods of all runs that continue text, one line a setting."""
+    made = []
+    for run in runs:
+        if isinstance(run.board, Leaderboard):
+            plain, prompted = found.labels(run)
+            for entry in [*arrange.controls(run.board), *arrange.tested(run.board)]:
+                marks = entry.row.label in plain, entry.row.label in prompted
+                made.append(_line(run, entry, marks))
+    return made
+
+
+def _line(run: Run, entry: Entry, marks: tuple[bool, bool]) -> Line:
+    row, board = entry.row, run.board
+    assert isinstance(board, Leaderboard)
+    no_r = "needs a soft prompt on this row and on the clean and mean controls"
+    cells = [
+        Cell(run.data, (board.model,)),
+        Cell(board.title),
+        _marked(estimate_cell(entry.plain and entry.plain.perplexity, "not measured", -1), marks[0]),
+        _marked(estimate_cell(entry.prompted and entry.prompted.perplexity, "no soft prompt was trained", -1), marks[1]),
+        _marked(estimate_cell(entry.retained, no_r, -1), marks[1] and entry.retained is not None),
+        estimate_cell(entry.best.coherence, "not measured", -1),
+        estimate_cell(words.attack_result(row, words.is_nearest), "this attack was not run", -1),
+        worst_cell(row, -1),
+        parameter_cell(row),
+        bits_cell(row.communication),
+    ]
+    keys = {
+        "data": run.data,
+        "model": board.model,
+        "method": entry.name,
+        "matching": CONTROL if row.is_control else MATCHED[row.matching],
+    }
+    return Line(run, row.label, row.method, cells, keys, any(marks))
+
+
+def _marked(cell: Cell, on_front: bool) -> Cell:
+    """The cell with the front's mark, which readers that see no mark get in words."""
+    return Cell(cell.text, cell.small, cell.sort, f"{cell.title}; on the Pareto front", ON_FRONT) if on_front else cell
+
+
+def nlu_lines(runs: Iterable[Run]) -> list[Line]:
+    """Every way to classify behind every front-end, of all runs that classify."""
+    return [
+        _nlu_line(run, row)
+        for run in runs
+        if isinstance(run.board, NluLeaderboard)
+        for row in run.board.rows
+        if row.variant in nlu.VARIANTS
+    ]
+
+
+def _nlu_line(run: Run, row: NluRow) -> Line:
+    nearest = next((rate for name, rate in row.asr.items() if words.is_nearest(name)), None)
+    worst = max(row.asr.values(), key=lambda rate: rate.value, default=None)
+    cells = [
+        Cell(run.data, (run.board.model,)),
+        Cell(run.board.title),
+        Cell(f"{nlu.framework(row.variant)}: {nlu.VARIANTS[row.variant]}"),
+        estimate_cell(row.over_seeds.get("accuracy"), "not measured", -1),
+        estimate_cell(row.over_seeds.get("auc"), "not measured", -1),
+        estimate_cell(nearest, "nothing is sent", -1),
+        estimate_cell(worst, "nothing is sent", -1),
+        nlu.epsilon_cell(row) if row.privacy is not None else missing("nothing is sent"),
+        nlu.bits_cell(row),
+    ]
+    keys = {
+        "data": run.data,
+        "model": run.board.model,
+        "method": nlu.mechanism(row),
+        "matching": CONTROL if row.is_control else MATCHED[row.matching],
+    }
+    return Line(run, row.label, nlu.mechanism(row), cells, keys)
+
+
+def filters(found: Sequence[Line]) -> list[tuple[str, str, list[str]]]:
+    """(key, its name, values) of every filter that leaves a choice."""
+    names = {"data": "Data set", "model": "Model", "method": "Method", "matching": "Matched by"}
+    choices = [(key, name, list(dict.fromkeys(line.keys[key] for line in found))) for key, name in names.items()]
+    return [choice for choice in choices if len(choice[2]) > 1]
+
+
+def run_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """What was run: one line a run."""
+    return [
+        {
+            "run": run,
+            "cells": [
+                run.data,
+                run.board.model,
+                run.board.schedule or words.MISSING,
+                _examples(run),
+                words.count(len(run.board.seeds)),
+                _methods(run),
+                words.moment(run.board.generated),
+            ],
+        }
+        for run in runs
+    ]
+
+
+def _examples(run: Run) -> str:
+    board = run.board
+    if isinstance(board, Leaderboard):
+        return f"{words.count(board.prompts)} prompts"
+    return f"{words.count(board.eval_examples)} examples"
+
+
+def _methods(run: Run) -> str:
+    board = run.board
+    if isinstance(board, Leaderboard):
+        names = list(arrange.method_names(board).values())
+    else:
+        names = list(dict.fromkeys(nlu.mechanism(row) for row in nlu.fronts(board) if not row.is_control))
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 4 else ", ".join(names) or "controls only"
