@@ -172,6 +172,7 @@ def _attack_column(attack: str) -> Column:
 
 
 def epsilon_cell(front: NluRow) -> Cell:
+    """Exact epsilon of a text of mean length, or why there is none."""
     privacy = front.privacy
     if privacy is None or privacy.epsilon_sequence is None:
         return missing("nothing is sent" if privacy is None else privacy.caveat or "no exact ε")
@@ -180,6 +181,7 @@ def epsilon_cell(front: NluRow) -> Cell:
 
 
 def bits_cell(front: NluRow) -> Cell:
+    """Payload of a token, and of a text."""
     cost = front.cost
     return Cell(words.count(cost.bits_per_token), (f"{words.number(cost.bits_per_text)} a text",), cost.bits_per_token)
 

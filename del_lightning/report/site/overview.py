@@ -13,7 +13,7 @@ from typing import Any
 
 from del_lightning.report import arrange, nlu, words
 from del_lightning.report.arrange import Entry
-from del_lightning.report.schema import Leaderboard, LeaderboardRow, Matching, NluLeaderboard, NluRow
+from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow, Matching, NluLeaderboard, NluRow
 from del_lightning.report.site.pareto import front
 from del_lightning.report.site.runs import Run
 from del_lightning.report.tables import (
@@ -40,8 +40,7 @@ WORDING = ("prefix", "min_words", "prompt_words", "max_prompts", "max_prompt_tok
 
 HEADINGS = (
     ("Method", ()),
-    ("Data set", ("model",)),
-    ("Run", ()),
+    ("Data set", ("run",)),
     ("PPL", ("no soft prompt",)),
     ("PPL", ("+ soft prompt",)),
     ("R", ("information retained",)),
@@ -53,8 +52,7 @@ HEADINGS = (
 )
 NLU_HEADINGS = (
     ("Front-end", ()),
-    ("Task", ("model",)),
-    ("Run", ()),
+    ("Task", ("run",)),
     ("Way to classify", ()),
     ("Accuracy", ("over seeds",)),
     ("AUC", ("over seeds",)),
@@ -73,7 +71,7 @@ class Line:
         run: Where it comes from; its page is linked.
         name: First cell.
         method: Whose mark stands in front of it.
-        cells: The others; that of the run is filled by the page.
+        cells: The others; the first names data set and run, whose page it links.
         keys: What the filters select by.
         on_front: Whether it is on a Pareto front.
     """
@@ -95,7 +93,9 @@ class Fronts:
 
     def labels(self, run: Run) -> tuple[set[str], set[str]]:
         """Labels of a run's settings on either front."""
-        plain, prompted = ({label for slug, label in found if slug == run.slug} for found in (self.plain, self.prompted))
+        plain, prompted = (
+            {label for slug, label in found if slug == run.slug} for found in (self.plain, self.prompted)
+        )
         return plain, prompted
 
 
@@ -153,10 +153,11 @@ def _line(run: Run, entry: Entry, marks: tuple[bool, bool]) -> Line:
     assert isinstance(board, Leaderboard)
     no_r = "needs a soft prompt on this row and on the clean and mean controls"
     cells = [
-        Cell(run.data, (board.model,)),
-        Cell(board.title),
+        Cell(run.data, (board.title,), title=board.model),
         _marked(estimate_cell(entry.plain and entry.plain.perplexity, "not measured", -1), marks[0]),
-        _marked(estimate_cell(entry.prompted and entry.prompted.perplexity, "no soft prompt was trained", -1), marks[1]),
+        _marked(
+            estimate_cell(entry.prompted and entry.prompted.perplexity, "no soft prompt was trained", -1), marks[1]
+        ),
         _marked(estimate_cell(entry.retained, no_r, -1), marks[1] and entry.retained is not None),
         estimate_cell(entry.best.coherence, "not measured", -1),
         estimate_cell(words.attack_result(row, words.is_nearest), "this attack was not run", -1),
@@ -171,6 +172,10 @@ def _line(run: Run, entry: Entry, marks: tuple[bool, bool]) -> Line:
         "matching": CONTROL if row.is_control else MATCHED[row.matching],
     }
     return Line(run, row.label, row.method, cells, keys, any(marks))
+
+
+def _perplexity(row: LeaderboardRow | None) -> Estimate | None:
+    return None if row is None else row.perplexity
 
 
 def _marked(cell: Cell, on_front: bool) -> Cell:
@@ -193,8 +198,7 @@ def _nlu_line(run: Run, row: NluRow) -> Line:
     nearest = next((rate for name, rate in row.asr.items() if words.is_nearest(name)), None)
     worst = max(row.asr.values(), key=lambda rate: rate.value, default=None)
     cells = [
-        Cell(run.data, (run.board.model,)),
-        Cell(run.board.title),
+        Cell(run.data, (run.board.title,), title=run.board.model),
         Cell(f"{nlu.framework(row.variant)}: {nlu.VARIANTS[row.variant]}"),
         estimate_cell(row.over_seeds.get("accuracy"), "not measured", -1),
         estimate_cell(row.over_seeds.get("auc"), "not measured", -1),

@@ -16,5 +16,5 @@ def front(points: Sequence[Sequence[float]]) -> list[bool]:
     if not points:
         return []
     first, second = np.array(points, dtype=float)[:, None], np.array(points, dtype=float)[None]
-    beats = (first <= second).all(axis=2) & (first < second).any(axis=2)
-    return [bool(free) for free in ~beats.any(axis=0)]
+    beats = np.asarray((first <= second).all(axis=2) & (first < second).any(axis=2))
+    return [not beaten for beaten in np.asarray(beats.any(axis=0)).tolist()]

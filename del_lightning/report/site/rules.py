@@ -371,7 +371,7 @@ def _widths(first: tuple[Run, Leaderboard], second: tuple[Run, Leaderboard]) -> 
 
 def bits(runs: Sequence[Run]) -> Finding:
     """Rule: fewer bits a coordinate cost at most a tenth of perplexity against the most bits that were run."""
-    found = []
+    found: list[Comparison] = []
     for group in peers(runs, "mechanism", "bits"):
         most, *fewer = sorted(group, key=lambda one: -quantizer(one[1])["bits"])
         for few in fewer:

@@ -1,0 +1,134 @@
+"""The pages of a site: all runs side by side, the replication of the paper, and a page for every run."""
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from del_lightning.artifacts import write_text
+from del_lightning.report import drawing, nlu, page, words
+from del_lightning.report.rendering import Place, render
+from del_lightning.report.schema import Leaderboard
+from del_lightning.report.site import figures, overview, replication
+from del_lightning.report.site.runs import Run
+
+HOME = "index.html"
+REPLICATION = "replication.html"
+_STYLES = ("page.css", "site/site.css")
+_SCRIPTS = ("page.js", "site/site.js")
+_WORDS = {
+    "agrees": "agrees",
+    "disagrees": "disagrees",
+    "partly": "agrees in part",
+    "undecided": "undecided",
+    "not run": "not run",
+}
+"""Verdict -> what the page says; its colour is that of the verdict's class."""
+
+
+def write_site(folder: Path, runs: Sequence[Run]) -> Path:
+    """Write the site of these runs; an earlier one in the folder is replaced once this one is complete.
+
+    Equal runs give equal bytes: no clock enters, and every order is that of the runs.
+
+    Returns:
+        Path of the page of all runs.
+    """
+    made, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for left in (made, old):
+        shutil.rmtree(left, ignore_errors=True)
+    (made / "runs").mkdir(parents=True)
+    findings = [(item, item.rule(runs)) for item in replication.ITEMS]
+    write_text(made / HOME, _home(runs, findings))
+    write_text(made / REPLICATION, _replication(findings))
+    for run in runs:
+        write_text(made / run.page, _run_page(run))
+    if folder.exists():
+        folder.rename(old)
+    made.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder / HOME
+
+
+def _run_page(run: Run) -> str:
+    """The report of one run, as it stands beside its results, with the way back."""
+    place = Place(twins=(), home=f"../{HOME}")
+    if not isinstance(run.board, Leaderboard):
+        return nlu.render_html(run.board, place)
+    if run.texts is None:
+        return page.render_html(run.board, [], place=place)
+    return page.render_html(run.board, run.texts.samples, run.texts.gallery, place)
+
+
+def _home(runs: Sequence[Run], findings: Sequence[tuple[replication.Item, Any]]) -> str:
+    fronts = overview.fronts(runs)
+    generated, classified = overview.lines(runs, fronts), overview.nlu_lines(runs)
+    styles, names = figures.method_styles(runs)
+    nlu_styles, nlu_figures = figures.classification(runs)
+    context = {
+        "title": "Leaderboards",
+        "runs": overview.run_rows(runs),
+        "run_headings": ("Run", "Data", "Model", "Schedule", "Examples", "Seeds", "Methods", "Made"),
+        "tables": [
+            _table("generation", "Continuing text", overview.HEADINGS, generated),
+            _table("classification", "Classifying text", overview.NLU_HEADINGS, classified),
+        ],
+        "figures": list(figures.generation(runs, styles, fronts)),
+        "names": names,
+        "marks": figures.marks(styles) | figures.marks(nlu_styles),
+        "nlu_figures": nlu_figures,
+        "nlu_names": list(nlu_styles),
+        "shapes": drawing.shapes(),
+        "verdicts": _counted(findings),
+        "replication": REPLICATION,
+        "front": overview.ON_FRONT,
+    }
+    return render("site/index.html.j2", context, styles=_STYLES, scripts=_SCRIPTS)
+
+
+def _table(
+    anchor: str, title: str, headings: Sequence[tuple[str, Sequence[str]]], lines: Sequence[overview.Line]
+) -> dict[str, Any]:
+    return {
+        "anchor": anchor,
+        "title": title,
+        "headings": headings,
+        "lines": lines,
+        "filters": overview.filters(lines),
+    }
+
+
+def _counted(findings: Sequence[tuple[replication.Item, Any]]) -> list[tuple[str, str, int]]:
+    """(class, words, number) of every verdict that was reached."""
+    found = Counter(finding.verdict for _, finding in findings)
+    return [(verdict.replace(" ", "-"), text, found[verdict]) for verdict, text in _WORDS.items() if found[verdict]]
+
+
+def _replication(findings: Sequence[tuple[replication.Item, Any]]) -> str:
+    items = [
+        {
+            "item": item,
+            "class": finding.verdict.replace(" ", "-"),
+            "verdict": _WORDS[finding.verdict],
+            "finding": finding,
+            "ours": replication.circumstances(finding),
+            "comparisons": [_comparison(one) for one in finding.comparisons],
+        }
+        for item, finding in findings
+    ]
+    context = {"title": "Replication of the paper", "items": items, "home": HOME, "verdicts": _counted(findings)}
+    return render("site/replication.html.j2", context, styles=_STYLES, scripts=_SCRIPTS)
+
+
+def _comparison(one: Any) -> dict[str, Any]:
+    """A line of the table under a verdict."""
+    numbers = [(name, words.with_interval(estimate)) for name, estimate in (one.first, one.second)]
+    return {
+        "runs": one.runs,
+        "what": one.what,
+        "numbers": numbers,
+        "difference": words.with_interval(one.difference),
+        "outcome": one.outcome,
+        "class": one.outcome.replace(" ", "-"),
+    }
