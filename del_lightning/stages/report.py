@@ -67,10 +67,11 @@ def merge(results: list[str], folder: Path) -> Path:
         DelError: A place is missing, holds no leaderboard or a broken file; nothing has been written then.
     """
     found = load(results, leave_out=folder)
+    console = Console()
     for name, reason in found.skipped:
-        print(f"skipped {name}: {reason}")
+        console.print(f"skipped {name}: {reason}", soft_wrap=True, highlight=False)
     page = write_site(folder, found.runs)
-    print(f"site of {len(found.runs)} runs: {page.resolve()}")
+    console.print(f"site of {len(found.runs)} runs: {page.resolve()}", soft_wrap=True)
     return page
 
 
