@@ -58,7 +58,7 @@ lint: install  ## Check style, formatting and types
 bench: install  ## Run every benchmark; results go to benchmarks/results
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
-site: install  ## Make one static site of the committed leaderboards: runs/site/index.html
+site: install  ## Build one static site of all committed results in runs/site
 	$(BIN)/python -m del_lightning stage=report 'report.results=[benchmarks/results]'
 
 clean:  ## Remove the environment, caches and build products; runs/ stays

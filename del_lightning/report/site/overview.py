@@ -154,10 +154,8 @@ def _line(run: Run, entry: Entry, marks: tuple[bool, bool]) -> Line:
     no_r = "needs a soft prompt on this row and on the clean and mean controls"
     cells = [
         Cell(run.data, (board.title,), title=board.model),
-        _marked(estimate_cell(entry.plain and entry.plain.perplexity, "not measured", -1), marks[0]),
-        _marked(
-            estimate_cell(entry.prompted and entry.prompted.perplexity, "no soft prompt was trained", -1), marks[1]
-        ),
+        _marked(estimate_cell(_perplexity(entry.plain), "not measured", -1), marks[0]),
+        _marked(estimate_cell(_perplexity(entry.prompted), "no soft prompt was trained", -1), marks[1]),
         _marked(estimate_cell(entry.retained, no_r, -1), marks[1] and entry.retained is not None),
         estimate_cell(entry.best.coherence, "not measured", -1),
         estimate_cell(words.attack_result(row, words.is_nearest), "this attack was not run", -1),
