@@ -10,7 +10,7 @@ import pytest
 
 from del_lightning.report import arrange, words
 from del_lightning.report.page import command, render_html, write_report
-from del_lightning.report.schema import Leaderboard
+from del_lightning.report.schema import Leaderboard, Texts
 from tests.report.factory import make_board, make_large_board, make_samples, other_row, row
 
 VOID = {"meta", "link", "br", "img", "use", "path", "circle", "input"}
@@ -191,10 +191,11 @@ def test_half_a_surrogate_pair_does_not_break_the_file(board: Leaderboard, tmp_p
     assert "broken ? emoji" in path.read_text(encoding="utf-8")
 
 
-def test_write_report_leaves_three_whole_files(board: Leaderboard, tmp_path: Path) -> None:
+def test_write_report_leaves_whole_files_and_texts_apart_from_numbers(board: Leaderboard, tmp_path: Path) -> None:
     path = write_report(tmp_path / "a" / "b", board, make_samples(board))
     assert path == tmp_path / "a" / "b" / "index.html"
-    assert sorted(file.name for file in path.parent.iterdir()) == ["index.html", "leaderboard.json", "report.md"]
+    names = ["index.html", "leaderboard.json", "report.md", "texts.json"]
+    assert sorted(file.name for file in path.parent.iterdir()) == names
     text = (path.parent / "leaderboard.json").read_text(encoding="utf-8")
     assert "NaN" not in text
     json.loads(text, parse_constant=lambda name: pytest.fail(f"not JSON: {name}"))
@@ -202,6 +203,9 @@ def test_write_report_leaves_three_whole_files(board: Leaderboard, tmp_path: Pat
     assert again == board
     assert any(math.isinf(item.communication.ratio_fp32) for item in again.rows)
     assert "made-up harbour" not in text + (path.parent / "report.md").read_text(encoding="utf-8")
+    texts = Texts.model_validate_json((path.parent / "texts.json").read_text(encoding="utf-8"))
+    assert (texts.title, texts.generated) == (board.title, board.generated)
+    assert texts.samples == make_samples(board)
 
 
 def test_command_is_the_one_that_was_typed() -> None:

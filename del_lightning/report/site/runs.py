@@ -77,7 +77,7 @@ def load(places: Sequence[str | Path], leave_out: Path | None = None) -> Found:
 
     Raises:
         ConfigError: A place does not exist, or holds no leaderboard.
-        ArtifactError: A file is no JSON or cannot be read.
+        ArtifactError: A file is no JSON, cannot be read, or is a leaderboard of another schema.
     """
     read: dict[Path, tuple[str, Board | Texts | str]] = {}
     for place in map(Path, places):
@@ -116,12 +116,13 @@ def _read(path: Path, name: str) -> Board | Texts | str:
         return "no leaderboard"
     version = content.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
-        return f"schema version {version}, this program reads {SCHEMA_VERSION}"
+        raise ArtifactError(f"{name} must have schema version {SCHEMA_VERSION}, got {version!r}")
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        return f"does not fit the schema: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        place = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"{name} must fit the schema of a leaderboard, got: {place}: {first['msg']}") from None
 
 
 def _kind(content: Any) -> type[Leaderboard] | type[NluLeaderboard] | type[TransferBoard] | type[Texts] | None:

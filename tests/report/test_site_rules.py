@@ -1,0 +1,172 @@
+"""The rules behind the replication page, on boards whose numbers are turned until the verdict must turn, too."""
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from del_lightning.__main__ import main
+from del_lightning.errors import ArtifactError
+from del_lightning.report.page import write_report
+from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow, NluLeaderboard
+from del_lightning.report.site import load, rules
+from del_lightning.report.site.claims import Finding
+from del_lightning.report.site.runs import Run
+from tests.report.factory import attack_curve, estimate, make_board, make_large_board, rate
+from tests.report.test_nlu import board as make_nlu
+
+ROOT = Path(__file__).parents[2]
+Turn = Callable[[LeaderboardRow], dict[str, object]]
+
+
+def turned(board: Leaderboard, turn: Turn) -> Leaderboard:
+    return board.model_copy(update={"rows": [row.model_copy(update=turn(row)) for row in board.rows]})
+
+
+def judged(rule: Callable[[list[Run]], Finding], *boards: Leaderboard | NluLeaderboard) -> Finding:
+    return rule([Run(f"run-{number}", "made up", board) for number, board in enumerate(boards)])
+
+
+def sharp(value: float) -> Estimate:
+    return estimate(value, spread=0.001)
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [(0.6, "agrees"), (0.2, "disagrees"), (0.4, "undecided")])
+def test_coherence_is_compared_at_equal_success_of_the_nearest_neighbour(ours: float, verdict: str) -> None:
+    def turn(row: LeaderboardRow) -> dict[str, object]:
+        worst_helps = 0.9 if row.matching == "worst" else ours
+        return {"difference": None, "coherence": sharp(worst_helps if row.method == "del" else 0.4)}
+
+    found = judged(rules.coherence(("rantext", "inferdpt"), "x"), turned(make_large_board(), turn))
+    assert found.verdict == verdict
+    assert len(found.comparisons) == 6  # two methods at three targets
+    assert "Matched by the strongest attack instead: All 6 comparisons confirm." in found.reason
+
+
+def test_methods_that_were_not_run_leave_the_claim_open() -> None:
+    found = judged(rules.coherence(("rantext",), "RANTEXT"), make_board())
+    assert (found.verdict, found.comparisons) == ("not run", ())
+    assert found.reason == (
+        "No loaded run holds RANTEXT calibrated to a nearest-neighbour target beside DEL with its soft prompt. "
+        "Methods loaded: DEL."
+    )
+
+
+@pytest.mark.parametrize(("optimal", "verdict"), [(0.001, "agrees"), (0.9, "disagrees")])
+def test_the_nearest_neighbour_must_stand_for_the_strongest_attack(optimal: float, verdict: str) -> None:
+    board = turned(make_board(), lambda row: {"asr": {**row.asr, "Bayes-optimal": rate(optimal)}})
+    assert judged(rules.attacks, board).verdict == verdict
+
+
+def test_success_must_fall_with_privacy() -> None:
+    curve = attack_curve()
+    points = [point.model_copy(update={"asr": dict(curve.points[0].asr)}) for point in curve.points]
+    flat = make_board(rows=[], attack_curves=[curve.model_copy(update={"points": points})])
+    assert judged(rules.attacks, make_board(rows=[], attack_curves=[curve])).verdict == "agrees"
+    assert judged(rules.attacks, flat).verdict == "undecided"
+
+
+@pytest.mark.parametrize(("prompted", "verdict"), [(0.9, "agrees"), (0.3, "disagrees"), (0.532, "undecided")])
+def test_a_soft_prompt_must_help_over_seeds_and_over_examples(prompted: float, verdict: str) -> None:
+    board = make_nlu()
+    plain = [row for row in board.rows if row.variant == "snd" and row.target == 0.02]
+    better = {"accuracy": rate(prompted), "auc": rate(prompted, 200)}
+    rows = [
+        row.model_copy(update={"variant": "snd-prompt", "over_seeds": better, "over_examples": better}) for row in plain
+    ]
+    found = judged(rules.understanding, board.model_copy(update={"rows": [*board.rows, *rows]}))
+    assert found.verdict == verdict
+    assert judged(rules.understanding, make_nlu(task="sst2")).verdict == "not run"
+
+
+def wide(dim: int, ppl: float, mu: float) -> Leaderboard:
+    """DEL at a given mu, sharper than the noise."""
+
+    def turn(row: LeaderboardRow) -> dict[str, object]:
+        if row.is_control:
+            return {}
+        parameters = {"mu": mu, "bits": 4.0, "dim": float(dim)}
+        given = {"value": mu, "target": None, "matching": None, "perplexity": sharp(ppl)}
+        return {**given, "privacy": row.privacy.model_copy(update={"parameters": parameters})}
+
+    board = make_board()
+    board.config["codec"]["dim"] = dim
+    return turned(board.model_copy(update={"rows": [row for row in board.rows if row.target != 0.02]}), turn)
+
+
+@pytest.mark.parametrize(("mu", "narrow", "verdict"), [(20.0, 40.0, "agrees"), (20.0, 60.0, "disagrees"),
+                                                       (60.0, 40.0, "disagrees"), (60.0, 60.0, "agrees")])  # fmt: skip
+def test_the_narrow_code_wins_where_privacy_is_strict(mu: float, narrow: float, verdict: str) -> None:
+    assert judged(rules.width, wide(18, narrow, mu), wide(128, 50.0, mu)).verdict == verdict
+
+
+def test_widths_are_not_compared_across_other_settings() -> None:
+    other = wide(128, 50.0, 20.0)
+    other.config["data"]["name"] = "ptb"
+    assert judged(rules.width, wide(18, 40.0, 20.0), other).verdict == "not run"
+    assert judged(rules.width, wide(18, 40.0, 20.0), wide(128, 50.0, 30.0)).verdict == "not run"
+
+
+def coarse(bits: int, ppl: float) -> Leaderboard:
+    def turn(row: LeaderboardRow) -> dict[str, object]:
+        parameters = {**row.privacy.parameters, "bits": float(bits)}
+        sizes = row.communication.model_copy(
+            update={"bits_per_token": 18.0 * bits, "ratio_fp32": 1024 / bits, "ratio_fp16": 512 / bits}
+        )
+        changes = {"privacy": row.privacy.model_copy(update={"parameters": parameters}), "communication": sizes}
+        return {} if row.is_control else {**changes, "perplexity": sharp(ppl)}
+
+    board = make_board()
+    board.config["mechanism"]["bits"] = bits
+    return turned(board, turn)
+
+
+@pytest.mark.parametrize(("ppl", "verdict"), [(40.0, "agrees"), (52.0, "agrees"), (60.0, "disagrees")])
+def test_fewer_bits_may_cost_a_tenth(ppl: float, verdict: str) -> None:
+    assert judged(rules.bits, coarse(1, ppl), coarse(8, 50.0)).verdict == verdict
+
+
+def test_the_payload_is_held_to_the_headline_only_at_one_bit() -> None:
+    assert judged(rules.payload, coarse(1, 50.0)).verdict == "agrees"
+    found = judged(rules.payload, coarse(4, 50.0))
+    assert found.verdict == "partly"
+    assert found.reason.endswith("The headline's n = 1 was not run.")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 1}, r"results/leaderboard.json must have schema version 2, got 1"),
+        ({"prompts": "many"}, r"results/leaderboard.json must fit the schema of a leaderboard, got: prompts: "),
+    ],
+)
+def test_a_leaderboard_of_another_schema_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    (tmp_path / "results").mkdir()
+    content = json.loads(make_board().model_dump_json()) | change
+    (tmp_path / "results" / "leaderboard.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=message):
+        load([tmp_path / "results"])
+
+
+def test_commands_of_the_docs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HYDRA_FULL_ERROR", "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "")  # main() sets them; monkeypatch puts them back
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "site.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^python -m .*$", page, flags=re.MULTILINE)]
+    places = [re.findall(r"[\w/-]+", word.removeprefix("report.results=")) for word in (one[4] for one in commands)]
+    assert [len(found) for found in places] == [1, 2]
+    board = make_board(rows=make_board().rows[:2], calibrations=[], curves=[])
+    for place in {place for found in places for place in found}:
+        write_report(tmp_path / place / "made-up", board.model_copy(update={"title": place}), [])
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", command[2:])
+        main()
+    assert len(list((tmp_path / "runs/site/runs").iterdir())) == 1
+    assert len(list((tmp_path / "merged/site/runs").iterdir())) == 2
+    assert shlex.join(commands[0][3:]) in (ROOT / "Makefile").read_text(encoding="utf-8")
