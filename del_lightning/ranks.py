@@ -10,8 +10,6 @@ import os
 import time
 from pathlib import Path
 
-from lightning.fabric.utilities.rank_zero import _get_rank
-
 from del_lightning.errors import ArtifactError
 
 POLL_SECONDS = 0.2
@@ -23,6 +21,8 @@ class Followed(Exception):  # noqa: N818  # not an error
 
 def rank() -> int:
     """This process's number among those that train together, from the launcher's environment; 0 when alone."""
+    from lightning.fabric.utilities.rank_zero import _get_rank  # It imports torch, which `--help` can do without.
+
     return _get_rank() or 0
 
 

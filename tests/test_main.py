@@ -127,7 +127,10 @@ def test_an_error_in_the_middle_of_a_stage_is_one_line_too(
         raise DataError("`data.name` 'lee' ran out of text")
 
     monkeypatch.setattr("del_lightning.stages.codec.run", fail)
-    assert run("stage=codec", "experiment=quickstart") == (2, "", "error: `data.name` 'lee' ran out of text\n")
+    code, output, error = run("stage=codec", "experiment=quickstart")
+    assert (code, error) == (2, "error: `data.name` 'lee' ran out of text\n")
+    assert output.startswith("memory: ")  # Said before the work starts; nothing else is.
+    assert output.count("memory") == 1
 
 
 def test_a_defect_of_ours_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch, packaged: None) -> None:

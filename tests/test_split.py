@@ -284,7 +284,7 @@ def store_prompt(llm: FrozenLLM, root: Path, method: DEL, prompt: SoftPrompt, na
 
     settings = {"name": name, "value": 8.0, "bits": 4, "l2_clip": None}
     determined_by = {"model": {"fingerprint": llm.fingerprint, "dtype": "float32"}, "method": settings}
-    config = {"model": {"name": llm.name, "dtype": "float32", "revision": None}}
+    config = {"model": {"name": llm.name, "dtype": "float32", "revision": None}, "data": {"prefix": ""}}
     return ArtifactStore(root, config).get("prompt", determined_by, build).folder
 
 

@@ -134,6 +134,7 @@ def fit(
         ArtifactError: The run was resumed in a folder of another name, which lost its best validation.
         Followed: The training is over and this is not rank 0.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     schedule, home = module.config, _home(module, config)
     history = History(config.log_every)
     validate_every = min(schedule.validate_every, schedule.steps)

@@ -82,6 +82,11 @@ class Workspace:
         Raises:
             DelError: A model, encoder, corpus or setting is missing or impossible.
         """
+        self._check_stage()
+        if self.memory is not None:
+            rprint(self.memory.summary())
+
+    def _check_stage(self) -> None:
         if self.config.report.results is not None:
             if self.config.stage.name != "report":
                 raise ConfigError(
@@ -124,7 +129,7 @@ class Workspace:
             )
 
     def check_memory(self) -> None:
-        """Find the model, work out what training takes, and say so.
+        """Find the model and work out what training takes.
 
         Raises:
             DelError: No such device or model, or the device cannot hold it.
@@ -133,7 +138,6 @@ class Workspace:
         device = pick_device(self.config.trainer)
         if architecture is not None:
             self.memory = memory.check(self.config, architecture, device)
-            rprint(self.memory.summary())
 
     def _check_attacks(self) -> None:
         config = self.config.attack

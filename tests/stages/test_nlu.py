@@ -335,7 +335,7 @@ def test_trained_parts_are_left_in_standard_formats(finished: Path) -> None:
 def test_a_changed_schedule_retrains_what_it_concerns(finished: Path, model: Path, root: Path) -> None:
     def keys(config: Config) -> dict[str, str]:
         task = NluTask(Workspace(config))
-        task.ws.store.get = lambda stage, determined_by, build: determined_by  # type: ignore[method-assign, assignment]
+        task.ws.store.get = lambda stage, determined_by, build, **_: determined_by  # type: ignore[method-assign, assignment]
         front = NluTask(Workspace(config_for(model, root, finished))).fronts("clean")[0]
         return {v: json.dumps(ensure(task, v, front, 3), default=str) for v in NLU_VARIANTS}  # type: ignore[arg-type]
 

@@ -294,7 +294,7 @@ def test_artefacts_wait_for_their_upload(record: RunFile, swept: tuple[FakeServe
     expected = {
         "codec": {"codec.safetensors"},
         "soft-prompt": {"adapter_config.json", "adapter_model.safetensors", "codec.safetensors"},
-        "report": {"index.html", "leaderboard.json", "report.md"},
+        "report": {"index.html", "leaderboard.json", "report.md", "texts.json"},
     }
     assert set(record.artifacts) >= set(expected)
     for kind, names in expected.items():
