@@ -1,6 +1,5 @@
 """The site of many runs: what it reads, what it says, and that it needs nothing but itself."""
 
-import json
 import math
 import re
 from html.parser import HTMLParser
