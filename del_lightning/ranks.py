@@ -13,6 +13,8 @@ from pathlib import Path
 from del_lightning.errors import ArtifactError
 
 POLL_SECONDS = 0.2
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Where launchers tell a process its number, the first that is set; the same as in Lightning."""
 
 
 class Followed(Exception):  # noqa: N818  # not an error
@@ -21,9 +23,8 @@ class Followed(Exception):  # noqa: N818  # not an error
 
 def rank() -> int:
     """This process's number among those that train together, from the launcher's environment; 0 when alone."""
-    from lightning.fabric.utilities.rank_zero import _get_rank  # It imports torch, which `--help` can do without.
-
-    return _get_rank() or 0
+    # As Lightning finds it, whose function would import torch, which `--help` can do without.
+    return next((int(os.environ[key]) for key in RANK_VARIABLES if key in os.environ), 0)
 
 
 def is_first() -> bool:

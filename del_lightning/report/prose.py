@@ -43,6 +43,8 @@ from del_lightning.report.words import (
 
 VACUOUS_MU = 10.0
 """From this mu a token on, total variation exceeds .9999: the worst case excludes almost nothing."""
+BELOW = "stays below the target"
+"""Said of a calibration whose largest value still meets its target."""
 VACUOUS_EPSILON = math.log(1000)
 """A prompt's epsilon above this lets an observation multiply odds more than a thousandfold."""
 
@@ -339,7 +341,7 @@ def verdict(calibration: Calibration) -> str:
     """Whether a calibration met its target: at its edge, with room, or not at all."""
     if calibration.reached:
         return "target met"
-    return "stays below the target" if calibration.asr.value <= calibration.target else "target out of reach"
+    return BELOW if calibration.asr.value <= calibration.target else "target out of reach"
 
 
 def missed(board: Leaderboard) -> list[tuple[MethodCalibration, str, Calibration]]:
@@ -348,10 +350,27 @@ def missed(board: Leaderboard) -> list[tuple[MethodCalibration, str, Calibration
 
 
 def _missed_target_warning(board: Leaderboard) -> Iterator[str]:
+    """Methods that miss the same targets in one sentence: the section on calibration has the evidence of each."""
     untold = [(m.label, matching, c) for m, matching, c in missed(board) if c.note not in board.notes]
+    same: dict[tuple[str, str], dict[str, list[float]]] = {}
     for (label, kind), items in groupby(untold, lambda item: (item[0], verdict(item[2]))):
-        notes = [f"{MATCHED.get(matching, matching)} {c.target:g} ({c.note})" for _, matching, c in items]
-        yield f"Calibration of {label}, {kind}: {'; '.join(notes)}."
+        calibrations = [(matching, c) for _, matching, c in items]
+        rates = same.setdefault((kind, _targets(calibrations)), {})
+        rates[label] = [c.asr.value for _, c in calibrations]
+    for (kind, targets), methods in same.items():
+        read = sorted(rate for rates in methods.values() for rate in rates)
+        span = percent(read[0]) if percent(read[0]) == percent(read[-1]) else f"{percent(read[0])} to {percent(read[-1])}"
+        end = "largest" if kind == BELOW else "smallest"
+        yield f"Calibration, {kind}: {targets} for {', '.join(methods)} ({span} at the {end} value tried)."
+
+
+def _targets(calibrations: list[tuple[str, Calibration]]) -> str:
+    """Matchings, each with its targets."""
+    by_matching = groupby(calibrations, lambda item: item[0])
+    return "; ".join(
+        f"{MATCHED.get(matching, matching)} {', '.join(f'{c.target:g}' for _, c in items)}"
+        for matching, items in by_matching
+    )
 
 
 def _adaptation_warning(board: Leaderboard) -> Iterator[str]:
