@@ -1,32 +1,75 @@
-"""The README's results, written from the committed leaderboards, so that no number there is typed by hand.
+"""The results of README and docs/results.md, written from the committed leaderboards: no number is typed by hand.
 
-python benchmarks/_readme.py     prints the section; tests/test_readme.py checks that the README holds it
+python benchmarks/_readme.py     writes both; tests/test_readme.py checks that they hold what the leaderboards say
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from del_lightning.report import arrange, nlu, words
+from del_lightning.report import arrange, nlu, prose, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import AttackedSetting, Estimate, Leaderboard, LeaderboardRow, NluLeaderboard, NluRow
 from del_lightning.report.tables import ATTACKED_NOTE, attacked_rows, markdown_rows
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README, COMPLETE = ROOT / "README.md", ROOT / "docs" / "results.md"
+START, END = "<!-- results -->\n", "<!-- end of results -->"
 NAMES = {"wikitext2": "WikiText-2", "ptb": "PTB"}
 NONE = "–"
+DIFFERENCE = "NLL − DEL"
+SHORT = ("PPL, soft prompt", "R", DIFFERENCE, "ASR, nearest neighbour", "ASR, strongest attack", "bits a token")
+"""Columns of the README's tables, besides the name and the guarantee."""
 
 
 def section() -> str:
-    """One table a committed leaderboard, in the order of their names; the attackers compared; then those of GLUE."""
-    boards, attacked = (
-        [Leaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob(f"*/{name}.json"))]
-        for name in ("leaderboard", "attacks")
+    """The README's section: for every committed leaderboard what came out, and its rows at the quoted target."""
+    parts = [part for board in boards() for part in (_outcome(board), _table(board, _quoted(board), short=True))]
+    parts += [f"{nlu_title(board)} {' '.join(nlu.summary(board))}" for board in tasks()]
+    if parts:
+        parts.append(
+            "Every method at every target, every attacker and the columns that are left out here: "
+            "[docs/results.md](docs/results.md)."
+        )
+    return "\n\n".join(parts)
+
+
+def page() -> str:
+    """The complete tables: one a leaderboard, in the order of their names; the attackers compared; those of GLUE."""
+    attacked = [Leaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob("*/attacks.json"))]
+    tables = [_table(board, _entries(board), short=False) for board in boards()]
+    tables += [*map(attack_table, attacked), *map(nlu_table, tasks())]
+    head = (
+        "# Results\n\nWritten by `python benchmarks/_readme.py` from `benchmarks/results`. What the columns mean: "
+        "[README](../README.md#how-to-read-the-leaderboard)."
     )
-    tasks = [
-        NluLeaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob("nlu/*/leaderboard.json"))
-    ]
-    tables = [*map(_table, boards), *map(attack_table, attacked), *map(nlu_table, tasks)]
-    return "\n\n".join(tables)
+    return "\n\n".join([head, *tables]) + "\n"
+
+
+def boards() -> list[Leaderboard]:
+    """The committed leaderboards of text generation."""
+    return [Leaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob("*/leaderboard.json"))]
+
+
+def tasks() -> list[NluLeaderboard]:
+    """The committed leaderboards of GLUE."""
+    paths = sorted(RESULTS.glob("nlu/*/leaderboard.json"))
+    return [NluLeaderboard.model_validate_json(path.read_text()) for path in paths]
+
+
+def _outcome(board: Leaderboard) -> str:
+    """What the report says came out, after the name of the data set."""
+    return " ".join([f"**{NAMES.get(board.dataset, board.dataset)}.**", *prose.outcome(board), *prose.winners(board)])
+
+
+def _quoted(board: Leaderboard) -> list[Entry]:
+    """Both ends of R, DEL as the paper matches it, and all methods matched by the worst attacker if there are any."""
+    target = arrange.headline_target(board)
+    nearest, worst = (arrange.matched(board, matching, target) for matching in ("nearest", "worst"))
+    ends = [entry for entry in arrange.controls(board) if entry.row.method in ("clean", "mean")]
+    if not worst:
+        return [*ends, *(nearest or arrange.tested(board))]
+    return [*ends, *(entry for entry in nearest if entry.is_reference), *worst]
 
 
 def attack_table(board: Leaderboard) -> str:
@@ -44,6 +87,11 @@ def attack_table(board: Leaderboard) -> str:
 
 def _is_matched(one: AttackedSetting) -> bool:
     return one.value is not None and ", ASR " in one.label
+
+
+def nlu_title(board: NluLeaderboard) -> str:
+    """Name of the task."""
+    return f"**GLUE {board.task}.**"
 
 
 def nlu_table(board: NluLeaderboard) -> str:
@@ -88,20 +136,25 @@ def _entries(board: Leaderboard) -> list[Entry]:
     return found
 
 
-def _table(board: Leaderboard) -> str:
+def _table(board: Leaderboard, entries: Iterable[Entry], *, short: bool) -> str:
+    entries = list(entries)
+    columns = {name: cell for name, cell in _columns(board).items() if not short or _is_short(name)}
+    shown = [(heading, cell) for heading, cell in columns.items() if any(cell(entry) != NONE for entry in entries)]
     name = NAMES.get(board.dataset, board.dataset)
-    shown = [
-        (heading, cell) for heading, cell in _columns(board).items() if any(cell(e) != NONE for e in _entries(board))
-    ]
+    compared = any(heading == DIFFERENCE for heading, _ in shown)
+    note = f"; where no soft prompt was trained, {DIFFERENCE} compares the rows without" if compared else ""
     lines = [
-        f"**{name}**, {board.model}, {board.prompts} prompts, noise seeds {len(board.seeds)}, one training seed; "
-        f"{board.schedule}. Brackets are 95% intervals.",
+        f"{'' if short else f'**{name}**, '}{board.model}, {board.prompts} prompts, noise seeds {len(board.seeds)}, "
+        f"one training seed; {board.schedule}. Brackets are 95% intervals{note}.",
         "",
         "| " + " | ".join(heading for heading, _ in shown) + " |",
         "| --- |" + " ---: |" * (len(shown) - 1),
     ]
-    lines += ["| " + " | ".join(cell(entry) for _, cell in shown) + " |" for entry in _entries(board)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *("| " + " | ".join(cell(entry) for _, cell in shown) + " |" for entry in entries)])
+
+
+def _is_short(heading: str) -> bool:
+    return heading in SHORT or heading == "front-end" or heading.startswith("exact ε")
 
 
 def _columns(board: Leaderboard) -> dict[str, Callable[[Entry], str]]:
@@ -114,7 +167,7 @@ def _columns(board: Leaderboard) -> dict[str, Callable[[Entry], str]]:
         f"COH ({board.encoder})": lambda entry: _show(entry.plain and entry.plain.coherence, ".3f"),
         "COH, soft prompt": lambda entry: _show(entry.prompted and entry.prompted.coherence, ".3f"),
         "R": lambda entry: _show(entry.retained, ".3f"),
-        "NLL − DEL": _difference,
+        DIFFERENCE: _difference,
         "ASR, nearest neighbour": lambda e: _show(words.attack_result(e.row, words.is_nearest), ".1%"),
         "ASR, strongest attack": lambda entry: _strongest(entry.row),
         "certified bound": lambda e: NONE if e.row.certified is None else f"{min(e.row.certified, 1.0):.1%}",
@@ -152,5 +205,13 @@ def _show(estimate: Estimate | None, style: str) -> str:
     return f"{estimate.value:{style}} [{estimate.low:{style}}, {estimate.high:{style}}]"
 
 
+def write() -> None:
+    """Put the section into the README and write the complete tables."""
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(START, 1)
+    README.write_text(f"{before}{START}\n{section()}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+    COMPLETE.write_text(page(), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(section())
+    write()

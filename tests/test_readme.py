@@ -14,12 +14,13 @@ def test_readme_quotes_the_committed_results() -> None:
     if not section:
         pytest.skip("no leaderboard is committed under benchmarks/results")
     assert section in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == readme["page"]()
 
 
 def test_tables_of_many_methods_keep_to_what_is_compared() -> None:
     readme = runpy.run_path(str(ROOT / "benchmarks" / "_readme.py"))
     board = make_large_board()
-    table = readme["_table"](board)
+    table = readme["_table"](board, readme["_entries"](board), short=False)
     lines = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines() if line.startswith("| ")][2:]
     assert len(lines) == len(set(lines))
     assert [line for line in lines if line.startswith("DEL,")] == [
@@ -29,7 +30,19 @@ def test_tables_of_many_methods_keep_to_what_is_compared() -> None:
     assert "Metric-DP, ASR 0.02" not in lines
     assert "inside the noise: " in table
     assert "η\u00a0=\u00a0192, see its caveat" in table
-    assert "NLL − DEL" not in readme["_table"](make_board())  # nothing was compared there
+    small = make_board()
+    assert "NLL − DEL" not in readme["_table"](small, readme["_entries"](small), short=False)  # nothing was compared
+
+
+def test_readme_quotes_one_target() -> None:
+    readme = runpy.run_path(str(ROOT / "benchmarks" / "_readme.py"))
+    board = make_large_board()
+    lines = readme["_table"](board, readme["_quoted"](board), short=True).splitlines()
+    names = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")][2:]
+    tested = [name for name in names if ", " in name]
+    assert tested[0] == "DEL, ASR 0.1"
+    assert all(name.endswith("worst ASR 0.1") for name in tested[1:])
+    assert "COH" not in lines[2]
 
 
 def test_attack_table_keeps_to_calibrated_settings() -> None:

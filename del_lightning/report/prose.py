@@ -43,6 +43,8 @@ from del_lightning.report.words import (
 
 VACUOUS_MU = 10.0
 """From this mu a token on, total variation exceeds .9999: the worst case excludes almost nothing."""
+NO_BOUND = 0.9995
+"""A certified success rate from here on excludes nothing worth a sentence."""
 BELOW = "stays below the target"
 """Said of a calibration whose largest value still meets its target."""
 VACUOUS_EPSILON = math.log(1000)
@@ -111,8 +113,10 @@ def _attack_sentence(row: LeaderboardRow) -> Iterator[str]:
     beside, bound, name = "", "", worst_name(row)
     if nearest is not None and nearest != strongest:
         beside = f"; the nearest-neighbour attack {percent(nearest.value)}"
-    if row.certified is not None:
+    if row.certified is not None and row.certified < NO_BOUND:
         bound = f"; none that knows only the tokens' frequencies can read more than {_bound(row.certified)}"
+    elif row.certified is not None:
+        bound = "; the guarantee itself bounds no attack"
     who = f"attack that was run ({name})" if name else "attack that was run"
     yield f"The strongest {who} reads {percent(strongest.value)} of the private tokens{beside}{bound}."
 
@@ -359,7 +363,9 @@ def _missed_target_warning(board: Leaderboard) -> Iterator[str]:
         rates[label] = [c.asr.value for _, c in calibrations]
     for (kind, targets), methods in same.items():
         read = sorted(rate for rates in methods.values() for rate in rates)
-        span = percent(read[0]) if percent(read[0]) == percent(read[-1]) else f"{percent(read[0])} to {percent(read[-1])}"
+        span = (
+            percent(read[0]) if percent(read[0]) == percent(read[-1]) else f"{percent(read[0])} to {percent(read[-1])}"
+        )
         end = "largest" if kind == BELOW else "smallest"
         yield f"Calibration, {kind}: {targets} for {', '.join(methods)} ({span} at the {end} value tried)."
 

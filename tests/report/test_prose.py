@@ -72,9 +72,23 @@ def test_missed_calibration_is_a_warning() -> None:
     board = make_board()
     found = board.calibrations[0].found["nearest"][0]
     found.reached, found.note = False, "smallest mu of the range returned"
-    assert any("Calibration of DEL, target out of reach" in t and found.note in t for t in prose.warnings(board))
+    found.asr = found.asr.model_copy(update={"value": 0.37})
+    text = f"Calibration, target out of reach: nearest-neighbour ASR {found.target:g} for DEL (37% at the smallest"
+    assert any(text in warning for warning in prose.warnings(board))
     board.notes.append(found.note)
     assert not any("out of reach" in text for text in prose.warnings(board))
+
+
+def test_methods_that_miss_the_same_targets_share_a_sentence() -> None:
+    board = make_large_board()
+    for place, method in enumerate(board.calibrations):
+        worst = method.found["worst"][0]
+        worst.reached, worst.note = False, "out of reach"
+        worst.asr = worst.asr.model_copy(update={"value": 0.2 + 0.01 * place})
+    (text,) = [warning for warning in prose.warnings(board) if "out of reach" in warning]
+    assert all(method.label in text for method in board.calibrations)
+    assert text.count("worst-case ASR") == 1
+    assert text.endswith(f"(20% to {20 + len(board.calibrations) - 1}% at the smallest value tried).")
 
 
 def test_a_method_that_stays_below_a_target_did_not_miss_it() -> None:
@@ -82,7 +96,7 @@ def test_a_method_that_stays_below_a_target_did_not_miss_it() -> None:
     found = board.calibrations[0].found["nearest"][1]
     found.reached, found.asr = False, found.asr.model_copy(update={"value": 0.02})
     assert prose.verdict(found) == "stays below the target"
-    assert any("Calibration of DEL, stays below the target" in text for text in prose.warnings(board))
+    assert any("stays below the target: nearest-neighbour ASR" in text for text in prose.warnings(board))
     assert not any("out of reach" in text for text in prose.warnings(board))
 
 
