@@ -5,8 +5,8 @@ while a linear decoder hands the language model noise. Here the device sends whi
 
     token --group--> code word in {-c, c}^d --n-bit quantizer--> codes --posterior of groups--> mean embedding
 
-Grouping happens before the mechanism and is public, so the guarantee is the quantizer's own. What the groups add is that
-no release, however clear, says more than the group. They are built from public text alone:
+Grouping happens before the mechanism and is public, so the guarantee is the quantizer's own. What the groups add is
+that no release, however clear, says more than the group. They are built from public text alone:
 
     frequent tokens     one group: they tell little about a text and are easily guessed
     all others          merged by what they mean and which texts they occur in (Ward's criterion, weighted by
