@@ -82,7 +82,8 @@ class SplitModel(nn.Module):
         if release is None or self.method is None:
             return embeddings
         with _full_precision(embeddings.device):
-            restored = self.method.restore(release).flatten(0, 1).to(embeddings.dtype)
+            lengths = batch.private_mask.sum(1)
+            restored = self.method.restore_sequences(release, lengths[lengths > 0])[0].to(embeddings.dtype)
         return embeddings.masked_scatter(batch.private_mask[..., None], restored)
 
     def prepend_prompt(self, embeddings: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:

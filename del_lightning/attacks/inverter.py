@@ -2,7 +2,7 @@
 
     score(w at t) = ln Pr(w at t | all releases, bigram prior) + <context at t, w>
 
-The first term is exact (:func:`del_lightning.attacks.language_model.build_lattice`): Bayes-optimal under a bigram
+The first term is exact (:func:`del_lightning.lattices.build_lattice`): Bayes-optimal under a bigram
 prior, or without bigrams the Bayes-optimal attack on single tokens. A small transformer encoder reads what the
 releases say about the whole sequence and adds the second, a product with a fixed low-rank table of the vocabulary.
 Its last layer starts at zero, so training starts at the exact attack and can only add what that one does not know:
@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from del_lightning.attacks.bigrams import Bigrams
-from del_lightning.attacks.language_model import build_lattice
+from del_lightning.bigrams import Bigrams
 from del_lightning.config import InverterConfig
 from del_lightning.errors import ArtifactError, ConfigError
+from del_lightning.lattices import build_lattice
 from del_lightning.methods import Method, Release
 
 CANDIDATES = 256

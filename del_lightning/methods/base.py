@@ -126,6 +126,18 @@ class Method(nn.Module, ABC):
     def restore(self, release: Release) -> Tensor:
         """Return the server's embeddings (B, L, b), float32."""
 
+    def restore_sequences(self, release: Release, lengths: Tensor) -> Tensor:
+        """Like :meth:`restore`, for a server that looks at whole sequences.
+
+        Args:
+            release: (1, N, ...) the private tokens of S sequences one after the other.
+            lengths: (S,) tokens of each sequence, at least one; they sum to N.
+
+        Returns:
+            Embeddings (1, N, b), float32.
+        """
+        return self.restore(release)
+
     @abstractmethod
     def log_likelihood(self, release: Release) -> Tensor:
         """Return ln Pr(release | token) for every token of the vocabulary, (B, L, V); -inf where impossible."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from del_lightning import memory, ranks
 from del_lightning.artifacts import ArtifactStore
 from del_lightning.attacks import log_prior
-from del_lightning.attacks.bigrams import Bigrams
 from del_lightning.attacks.input_inference import check_masked_model
+from del_lightning.bigrams import Bigrams
 from del_lightning.codec import LinearCodec
 from del_lightning.config import Config
 from del_lightning.data import GenerationDataModule, check_corpus, load_corpus

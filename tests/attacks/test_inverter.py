@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from del_lightning.attacks import BayesOptimal, log_prior
-from del_lightning.attacks.bigrams import Bigrams
 from del_lightning.attacks.inverter import Inverter, TrainedInverter, distance_bias, principal_directions
-from del_lightning.attacks.language_model import build_lattice
+from del_lightning.bigrams import Bigrams
 from del_lightning.config import InverterConfig
 from del_lightning.data.tokens import tokenize
 from del_lightning.errors import ArtifactError, ConfigError
+from del_lightning.lattices import build_lattice
 from del_lightning.llm import FrozenLLM
 from del_lightning.methods import Clean, Method
 from tests.modules.factory import sentences, split_for

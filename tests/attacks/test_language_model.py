@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from del_lightning.attacks import language_model as lm
-from del_lightning.attacks.bigrams import Bigrams
 from del_lightning.attacks.language_model import (
     MARGINALS,
     SEQUENCE,
@@ -16,12 +15,12 @@ from del_lightning.attacks.language_model import (
     LanguageModelPrior,
     Mixture,
     _real,
-    build_lattice,
-    lattices,
     tune,
 )
+from del_lightning.bigrams import Bigrams
 from del_lightning.data.tokens import Ragged
 from del_lightning.errors import ConfigError
+from del_lightning.lattices import build_lattice, lattices
 from del_lightning.llm import FrozenLLM
 from del_lightning.methods import Clean, DPForward, MeanEmbedding, Method, Release
 from del_lightning.privacy import PrivacyStatement, StochasticQuantizer
@@ -356,15 +355,15 @@ def test_context_lets_an_attack_read_more(tiny_llm: Factory) -> None:
 
 
 def test_few_candidates_and_likelihoods_are_held(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lm, "CANDIDATES", 50)
-    monkeypatch.setattr(lm, "POSITIONS", 4)
+    monkeypatch.setattr("del_lightning.lattices.CANDIDATES", 50)
+    monkeypatch.setattr("del_lightning.lattices.POSITIONS", 4)
     attack = tiny.attack(bigrams=True, beam=5, mixture=Mixture(weight=0.5))
     tiny.method.most = 0
     found = attack(tiny.method, tiny.release, LENGTHS, 50)
     assert tiny.method.most <= 4
     assert found[MARGINALS].shape == (11, 50)
-    monkeypatch.setattr(lm, "CANDIDATES", 300)
-    monkeypatch.setattr(lm, "POSITIONS", 128)
+    monkeypatch.setattr("del_lightning.lattices.CANDIDATES", 300)
+    monkeypatch.setattr("del_lightning.lattices.POSITIONS", 128)
     assert torch.equal(attack(tiny.method, tiny.release, LENGTHS, 1)[SEQUENCE], found[SEQUENCE][:, :1])
     with pytest.raises(ConfigError, match="`top_k` must be between 1 and 300, got 301"):
         attack(tiny.method, tiny.release, LENGTHS, 301)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from del_lightning.attacks import BayesOptimal, NearestNeighbour
-from del_lightning.attacks.bigrams import Bigrams
+from del_lightning.bigrams import Bigrams
 from del_lightning.attacks.language_model import BigramPrior
 from del_lightning.codec import LinearCodec
 from del_lightning.data.tokens import Ragged

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from del_lightning.attacks.bigrams import DISCOUNT, Bigrams
+from del_lightning.bigrams import DISCOUNT, Bigrams
 from del_lightning.data.tokens import Ragged
 from del_lightning.errors import ConfigError
 
