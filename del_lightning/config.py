@@ -27,6 +27,7 @@ METHODS = (
     "random",
     "projection",
     "del",
+    "del-plus",
     "gaussian-code",
     "gaussian-code-nbit",
     "gaussian-embedding",
@@ -199,6 +200,25 @@ class CodecConfig:
         _require(betas, "codec.betas", "two numbers in [0, 1)", self.betas)
         _require(self.weight_decay >= 0, "codec.weight_decay", "at least 0", self.weight_decay)
         _ratio_range("codec.split_ratio", self.split_ratio)
+
+
+@dataclass
+class CodebookConfig:
+    """The semantic codebook of ``del-plus``: which tokens share a code word, and how the server decodes it."""
+
+    frequent: int = 128
+    """So many of the most frequent tokens form one group: they tell little, and are easily guessed."""
+    largest_share: float = 0.2
+    """Largest share of a token in any other group: bounds what a release without noise says about a token."""
+    topic_weight: float = 1.0
+    """Weight of which texts a token occurs in against its embedding, where groups are merged."""
+    neighbours: bool = True
+    """Whether the server decodes a position with its neighbours (an exact pass under bigrams) or by itself."""
+
+    def __post_init__(self) -> None:
+        _at_least("codebook.frequent", self.frequent, 0)
+        _share("codebook.largest_share", self.largest_share)
+        _require(self.topic_weight >= 0, "codebook.topic_weight", "at least 0", self.topic_weight)
 
 
 @dataclass
@@ -830,6 +850,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
     mechanism: MechanismConfig = field(default_factory=MechanismConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)

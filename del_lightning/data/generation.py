@@ -169,7 +169,12 @@ class GenerationDataModule(SteppedDataModule):
         split_ratio: Range of a block's private share; None takes ``config.split_ratio``.
         block_tokens: Length of a block, prefix not counted; None takes ``config.train_tokens``.
         documents: Most documents used of each split; None uses all.
+
+    Attributes:
+        second_half: Whether training blocks come from the second half of the training split alone.
     """
+
+    second_half: bool
 
     def __init__(
         self,
@@ -187,6 +192,7 @@ class GenerationDataModule(SteppedDataModule):
         self.corpus, self.tokenizer, self.config, self.documents = corpus, tokenizer, config, documents
         self.split_ratio = list(split_ratio or config.split_ratio)
         self.block_tokens = block_tokens or config.train_tokens
+        self.second_half = False
         self._tokens: dict[str, Ragged] = {}
 
     # --- text ------------------------------------------------------------------------------------------------------
@@ -252,7 +258,10 @@ class GenerationDataModule(SteppedDataModule):
             DataError: The text does not fill one block.
         """
         line_break = np.asarray(self.tokenizer("\n", add_special_tokens=False)["input_ids"], dtype=np.int32)
-        flat = np.concatenate([part for row in self.tokens(split).rows() for part in (row, line_break)])
+        rows = self.tokens(split).rows()
+        if self.second_half and split == "train":
+            rows = rows[len(rows) // 2 :]
+        flat = np.concatenate([part for row in rows for part in (row, line_break)])
         count = len(flat) // self.block_tokens
         if count == 0:
             raise DataError(

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from del_lightning.bigrams import Bigrams
+from del_lightning.codebook import Codebook
 from del_lightning.codec import LinearCodec
 from del_lightning.config import METHODS, BaselineConfig, MechanismConfig
 from del_lightning.errors import ConfigError
@@ -18,6 +20,7 @@ from del_lightning.methods.metric import MetricDP, MetricDPReleased
 from del_lightning.methods.quantized import DEL
 from del_lightning.methods.rantext import Rantext
 from del_lightning.methods.santext import Santext
+from del_lightning.methods.semantic import SemanticDEL
 from del_lightning.methods.substitution import RandomTokens, Substitution
 from del_lightning.methods.vocabulary import Vocabulary
 
@@ -27,6 +30,7 @@ CLASSES: dict[str, type[Method]] = {
     "random": RandomTokens,
     "projection": Projection,
     "del": DEL,
+    "del-plus": SemanticDEL,
     "gaussian-code": GaussianCode,
     "gaussian-code-nbit": GaussianCode,
     "gaussian-embedding": GaussianEmbedding,
@@ -51,6 +55,7 @@ LABELS = {
     "random": "Random tokens",
     "projection": "Projection, no noise",
     "del": "DEL",
+    "del-plus": "DEL+",
     "gaussian-code": "Gaussian on the code",
     "gaussian-code-nbit": "Gaussian on the code, rounded",
     "gaussian-embedding": "Gaussian on the embedding",
@@ -70,8 +75,17 @@ LABELS = {
 """What tables print."""
 
 NEEDS_CODEC = ("projection", "del", "gaussian-code", "gaussian-code-nbit")
+NEEDS_CODEBOOK = ("del-plus",)
 NEEDS_VOCABULARY = tuple(name for name in METHODS if issubclass(CLASSES[name], Substitution))
 NEEDS_FREQUENCIES = ("gaussian-embedding", "gaussian-embedding-nbit", "dp-forward", "dp-forward-released")
+NEEDED = (
+    (NEEDS_CODEC, "codec"),
+    (NEEDS_CODEBOOK, "codebook"),
+    (NEEDS_CODEBOOK, "prior"),
+    (NEEDS_VOCABULARY, "vocabulary"),
+    (NEEDS_FREQUENCIES, "frequencies"),
+)
+"""Methods, and the part of :class:`Parts` that they are built from."""
 TEXT_ONLY = ("inferdpt", "local-only")
 """Methods whose user reads what a local model wrote, so that no reference continuation can be scored."""
 CONTINUOUS = tuple(name for name in METHODS if name not in ("clean", *NEEDS_VOCABULARY, *TEXT_ONLY))
@@ -86,12 +100,18 @@ class Parts:
         embedding_table: Clean embeddings (V, b).
         codec: For the methods of :data:`NEEDS_CODEC`.
         frequencies: (V,) token counts of a public corpus, for :data:`NEEDS_FREQUENCIES`.
+        codebook: Groups and code words, for :data:`NEEDS_CODEBOOK`.
+        prior: (V,) ln Pr(token) in public text, for :data:`NEEDS_CODEBOOK`.
+        bigrams: Of public text that nothing is trained on; lets the server of :data:`NEEDS_CODEBOOK` read neighbours.
         vocabulary: For :data:`NEEDS_VOCABULARY`; keep it, since its distance tables are shared by all of them.
     """
 
     embedding_table: Tensor
     codec: LinearCodec | None = None
     frequencies: Tensor | None = None
+    codebook: Codebook | None = None
+    prior: Tensor | None = None
+    bigrams: Bigrams | None = None
     vocabulary: Vocabulary | None = None
 
 
@@ -114,10 +134,12 @@ def build(
         raise ConfigError(f"`methods` must hold names among {', '.join(METHODS)}, got {name!r}")
     kind: Any = CLASSES[name]
     arguments: list[Any] = [parts.embedding_table]
-    for names, part in ((NEEDS_CODEC, "codec"), (NEEDS_VOCABULARY, "vocabulary"), (NEEDS_FREQUENCIES, "frequencies")):
+    for names, part in NEEDED:
         if name in names:
             arguments.append(_given(parts, part, name))
     keywords = settings(name, baseline, mechanism)
+    if kind is SemanticDEL:
+        keywords["bigrams"] = parts.bigrams
     if kind is GaussianEmbedding:
         table, frequencies = arguments
         keywords["bound"] = quantile_bound(table, frequencies, keywords.pop("bound_quantile"))
@@ -137,6 +159,7 @@ def settings(name: str, baseline: BaselineConfig, mechanism: MechanismConfig) ->
     forward = {"delta": baseline.dp_forward.delta, "clip": baseline.dp_forward.clip}
     chosen: dict[str, dict[str, Any]] = {
         "del": {"bits": mechanism.bits, "l2_clip": mechanism.l2_clip},
+        "del-plus": {"bits": mechanism.bits},
         "gaussian-code-nbit": rounding,
         "gaussian-embedding": quantile,
         "gaussian-embedding-nbit": quantile | rounding,

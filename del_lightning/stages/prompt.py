@@ -66,7 +66,7 @@ def _build(ws: Workspace, setting: Setting, folder: Path) -> Outcome:
     torch.manual_seed(ws.config.seed)
     result = training.fit(
         PromptTuning(split, config, ws.config.seed),
-        ws.data,
+        ws.decoded_text(setting.method),
         ws.config.trainer,
         folder,
         callbacks=_monitors(ws, method),

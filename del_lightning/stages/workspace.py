@@ -20,9 +20,11 @@ from del_lightning.artifacts import ArtifactStore
 from del_lightning.attacks import log_prior
 from del_lightning.attacks.input_inference import check_masked_model
 from del_lightning.bigrams import Bigrams
+from del_lightning.codebook import Codebook
 from del_lightning.codec import LinearCodec
 from del_lightning.config import Config
 from del_lightning.data import GenerationDataModule, check_corpus, load_corpus
+from del_lightning.data.tokens import Ragged
 from del_lightning.errors import ConfigError
 from del_lightning.llm import FrozenLLM, check_llm, load_llm
 from del_lightning.memory import MemoryPlan
@@ -30,6 +32,7 @@ from del_lightning.methods import Method
 from del_lightning.methods.factory import (
     CLASSES,
     LABELS,
+    NEEDS_CODEBOOK,
     NEEDS_CODEC,
     NEEDS_FREQUENCIES,
     NEEDS_VOCABULARY,
@@ -215,6 +218,18 @@ class Workspace:
             block_tokens=block_tokens,
         )
 
+    def decoded_text(self, name: str) -> GenerationDataModule:
+        """The text that a method's server trains on.
+
+        A server that decodes with bigrams knows the pairs of the text that they were counted in too well, so it trains
+        on the other half.
+        """
+        if name not in NEEDS_CODEBOOK or not self.config.codebook.neighbours:
+            return self.data
+        data = copy(self.data)
+        data.second_half = True
+        return data
+
     @cached_property
     def public(self) -> GenerationDataModule:
         """The public corpus behind the codec."""
@@ -251,6 +266,13 @@ class Workspace:
         return Bigrams(self.data.tokens("train"), self.prior)
 
     @cached_property
+    def decoder_bigrams(self) -> Bigrams:
+        """The same of its first half alone: what a server decodes with, see :meth:`decoded_text`."""
+        tokens = self.data.tokens("train")
+        half = len(tokens) // 2
+        return Bigrams(Ragged(tokens.flat[: tokens.offsets[half]], tokens.offsets[: half + 1]), self.prior)
+
+    @cached_property
     def mean_prompt_tokens(self) -> int:
         """Private tokens of a test prompt, on average: the length that guarantees of a sequence are quoted for."""
         prompts = self.data.prompts()
@@ -278,7 +300,10 @@ class Workspace:
         codec = self.codec() if name in NEEDS_CODEC else None
         vocabulary = self.vocabulary if name in NEEDS_VOCABULARY else None
         frequencies = self.frequencies if name in NEEDS_FREQUENCIES else None
-        parts = Parts(self.embedding_table, codec, frequencies, vocabulary)
+        parts = Parts(self.embedding_table, codec, frequencies, vocabulary=vocabulary)
+        if name in NEEDS_CODEBOOK:
+            bigrams = self.decoder_bigrams if self.config.codebook.neighbours else None
+            parts = replace(parts, codebook=self.codebook(), prior=self.prior, bigrams=bigrams)
         # A method that is to be calibrated starts anywhere in its range.
         start = CLASSES[name].parameter_range[0] if self.parameter(name) and self.given_value(name) is None else None
         return build(name, parts, self.config.baseline, self.config.mechanism, start)
@@ -288,6 +313,12 @@ class Workspace:
         """The tokens as word-level methods see them; their distances are worked out once for all of these methods."""
         path = self.config.baseline.word_vectors
         return Vocabulary.from_tokenizer(self.llm.tokenizer, self.embedding_table, self.frequencies, path)
+
+    def codebook(self) -> Codebook:
+        """The semantic codebook of this configuration, built if it was not."""
+        from del_lightning.stages import codebook as codebook_stage  # That module imports this one.
+
+        return codebook_stage.load(self)
 
     def codec(self) -> LinearCodec:
         """The codec of this configuration, trained if it was not."""
@@ -304,6 +335,10 @@ class Workspace:
             key["over"] = "vocabulary"
         if name in NEEDS_CODEC:
             key["codec"] = codec_stage.ensure(self).key
+        if name in NEEDS_CODEBOOK:
+            from del_lightning.stages import codebook as codebook_stage
+
+            key |= {"codebook": codebook_stage.ensure(self).key, "neighbours": self.config.codebook.neighbours}
         if name in (*NEEDS_VOCABULARY, *NEEDS_FREQUENCIES):
             key["frequencies"] = self.public.fingerprint
         if name in NEEDS_VOCABULARY and (path := self.config.baseline.word_vectors):

@@ -143,6 +143,19 @@ def test_ranks_share_one_global_batch_without_overlap(make: Any) -> None:
         assert len(set(blocks(parts))) == 6
 
 
+def test_the_second_half_leaves_the_first_to_the_decoder(make: Any) -> None:
+    module = make()
+    whole, documents = module.blocks("train"), module.tokens("train").rows()
+    module.second_half = True
+    half = module.blocks("train")
+    assert half.shape[1] == whole.shape[1]
+    assert 0 < len(half) < len(whole)
+    line_break = module.tokenizer("\n", add_special_tokens=False)["input_ids"]
+    expected = [token for row in documents[len(documents) // 2 :] for token in (*row.tolist(), *line_break)]
+    assert half.flatten().tolist() == expected[: half.size]
+    assert np.array_equal(module.blocks("validation"), make().blocks("validation"))
+
+
 def test_fewer_blocks_than_a_batch_repeat(make: Any) -> None:
     module = make(block_tokens=1000, batch_size=8)
     count = len(module.blocks("train"))

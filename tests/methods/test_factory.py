@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from del_lightning.codebook import Codebook, code_words
 from del_lightning.config import METHODS, BaselineConfig, GaussianConfig, MechanismConfig, MetricConfig, SantextConfig
 from del_lightning.errors import ConfigError
 from del_lightning.methods import (
@@ -10,9 +11,6 @@ from del_lightning.methods import (
     CONTINUOUS,
     DEL,
     LABELS,
-    NEEDS_CODEC,
-    NEEDS_FREQUENCIES,
-    NEEDS_VOCABULARY,
     Custext,
     DPForward,
     GaussianCode,
@@ -26,11 +24,19 @@ from del_lightning.methods import (
     quantile_bound,
     settings,
 )
+from del_lightning.methods.factory import NEEDED
 from tests.methods.common import IDS, VOCABULARY, codec_for, random_table, seeded
 
 TABLE = random_table()
 FREQUENCIES = torch.arange(VOCABULARY).flip(0) + 1.0
-PARTS = Parts(TABLE, codec_for(TABLE), FREQUENCIES, Vocabulary(TABLE, FREQUENCIES))
+PARTS = Parts(
+    TABLE,
+    codec_for(TABLE),
+    FREQUENCIES,
+    codebook=Codebook(torch.arange(VOCABULARY) % 5, code_words(5, 4)),
+    prior=(FREQUENCIES / FREQUENCIES.sum()).log(),
+    vocabulary=Vocabulary(TABLE, FREQUENCIES),
+)
 BASELINE = BaselineConfig(
     gaussian=GaussianConfig(mu=3.0, bits=2),
     metric=MetricConfig(eta=4.0, l2_clip=9.0),
@@ -78,11 +84,8 @@ def test_a_value_given_counts_before_the_configured_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_only_the_parts_named_are_needed(name: str) -> None:
-    needed = {
-        "codec": name in NEEDS_CODEC,
-        "frequencies": name in NEEDS_FREQUENCIES,
-        "vocabulary": name in NEEDS_VOCABULARY,
-    }
+    parts = ("codec", "frequencies", "codebook", "prior", "bigrams", "vocabulary")
+    needed = {part: any(name in names for names, other in NEEDED if other == part) for part in parts}
     enough = replace(PARTS, **{part: None for part, used in needed.items() if not used})
     assert build(name, enough, BASELINE, MECHANISM).name == name
     for part in (part for part, used in needed.items() if used):

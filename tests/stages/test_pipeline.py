@@ -15,6 +15,7 @@ from del_lightning.config import (
     METHODS,
     AttackConfig,
     BaselineConfig,
+    CodebookConfig,
     CustextConfig,
     DPForwardConfig,
     InverterConfig,
@@ -221,8 +222,9 @@ def test_every_method_makes_its_rows(finished: Path, model: Path, encoder: Path,
     config = replace(
         config,
         methods=list(METHODS),
-        soft_prompts=["del"],
+        soft_prompts=["del", "del-plus"],
         targets=[0.4],
+        codebook=CodebookConfig(frequent=20, largest_share=0.2),
         prompt=replace(config.prompt, steps=1),
         attack=replace(config.attack, levels=[], suite=["nearest", "bayes"]),
         evaluate=replace(config.evaluate, seeds=[0], max_new_tokens=3),
@@ -242,7 +244,7 @@ def test_every_method_makes_its_rows(finished: Path, model: Path, encoder: Path,
     for row in board.rows:
         assert (row.perplexity is None) == (row.method in ("inferdpt", "local-only"))
         assert (row.value is None) == row.is_control
-        assert row.soft_prompt <= (row.method == "del")
+        assert row.soft_prompt <= (row.method in ("del", "del-plus"))
         if row.matching is not None:
             assert row.asr["nearest neighbour (cosine)"].value < 0.7
         if row.matching and row.method != "del" and row.perplexity:
