@@ -1,4 +1,4 @@
-"""The results of README and benchmarks/results/README.md, written from the committed leaderboards: no number is typed by hand.
+"""The results in README and benchmarks/results/README.md, from the committed leaderboards: no number typed by hand.
 
 python benchmarks/_readme.py     writes both; tests/test_readme.py checks that they hold what the leaderboards say
 """
