@@ -1,4 +1,4 @@
-"""The results of README and docs/results.md, written from the committed leaderboards: no number is typed by hand.
+"""The results in README and benchmarks/results/README.md, from the committed leaderboards: no number typed by hand.
 
 python benchmarks/_readme.py     writes both; tests/test_readme.py checks that they hold what the leaderboards say
 """
@@ -13,7 +13,7 @@ from del_lightning.report.tables import ATTACKED_NOTE, attacked_rows, markdown_r
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-README, COMPLETE = ROOT / "README.md", ROOT / "docs" / "results.md"
+README, COMPLETE = ROOT / "README.md", RESULTS / "README.md"
 START, END = "<!-- results -->\n", "<!-- end of results -->"
 NAMES = {"wikitext2": "WikiText-2", "ptb": "PTB"}
 NONE = "–"
@@ -29,7 +29,7 @@ def section() -> str:
     if parts:
         parts.append(
             "Every method at every target, every attacker and the columns that are left out here: "
-            "[docs/results.md](docs/results.md)."
+            "[benchmarks/results](benchmarks/results/README.md)."
         )
     return "\n\n".join(parts)
 
@@ -40,8 +40,8 @@ def page() -> str:
     tables = [_table(board, _entries(board), short=False) for board in boards()]
     tables += [*map(attack_table, attacked), *map(nlu_table, tasks())]
     head = (
-        "# Results\n\nWritten by `python benchmarks/_readme.py` from `benchmarks/results`. What the columns mean: "
-        "[README](../README.md#how-to-read-the-leaderboard)."
+        "# Results\n\nWritten by `python benchmarks/_readme.py` from the JSON files here. What the columns mean: "
+        "[README](../../README.md#how-to-read-the-leaderboard)."
     )
     return "\n\n".join([head, *tables]) + "\n"
 

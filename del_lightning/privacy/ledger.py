@@ -119,7 +119,8 @@ class BudgetLedger:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
+        # The rollback journal, not the write-ahead log: turning the latter on fails at once, without patience, while
+        # another process opens the same new file.
         with closing(sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")  # a commit has reached the disk when it returns
+            connection.execute("PRAGMA synchronous = EXTRA")  # a commit, with its journal's end, is on disk by then
             yield connection

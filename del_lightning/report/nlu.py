@@ -19,13 +19,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from del_lightning.artifacts import write_json, write_text
+from del_lightning.artifacts import write_text
 from del_lightning.config import END_TO_END
 from del_lightning.report import drawing, words
 from del_lightning.report.arrange import HEADLINE_TARGET, REFERENCE
 from del_lightning.report.drawing import HUES, INK, MARKERS, MUTED, PAPER, WITH, Shared, Style
 from del_lightning.report.rendering import ALONE, Place, render
 from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
+from del_lightning.report.stored import write_board
 from del_lightning.report.tables import (
     Cell,
     environment_rows,
@@ -484,7 +485,7 @@ def write_nlu_report(folder: Path, board: NluLeaderboard) -> Path:
         Path of ``index.html``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "leaderboard.json", board)
+    write_board(folder / "leaderboard.json", board)
     write_text(folder / "report.md", render_markdown(board))
     write_text(folder / "index.html", render_html(board))
     return folder / "index.html"

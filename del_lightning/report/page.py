@@ -13,10 +13,11 @@ from typing import Any
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
-from del_lightning.artifacts import write_json, write_text
+from del_lightning.artifacts import write_text
 from del_lightning.report import arrange, drawing, gallery, plots, prose, tables, words
 from del_lightning.report.rendering import ALONE, Place, encodable, render
 from del_lightning.report.schema import GalleryPrompt, Leaderboard, Sample, Texts
+from del_lightning.report.stored import write_board
 
 OPEN_ENTRIES = 24
 """Lines of a leaderboard that is shown in full; of a larger one some groups start closed."""
@@ -222,7 +223,7 @@ def write_report(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "leaderboard.json", board)
+    write_board(folder / "leaderboard.json", board)
     texts = Texts(title=board.title, generated=board.generated, samples=samples, gallery=list(prompts))
     write_text(folder / "texts.json", encodable(json.dumps(texts.model_dump(mode="json"), ensure_ascii=False)) + "\n")
     write_text(folder / "report.md", tables.render_markdown(board))

@@ -165,10 +165,17 @@ def _calibrations(ws: Workspace) -> list[MethodCalibration]:
 
 def _curves(ws: Workspace, found: list[Setting]) -> Iterator[TrainingCurve]:
     if codec.needed(ws) and (history := codec.ensure(ws).result.history):
-        yield TrainingCurve(name="codec", history=history)
+        yield TrainingCurve(name="codec", history=_learning(history))
     for setting in found:
         if True in soft_prompts(ws, setting):
-            yield TrainingCurve(name=f"soft prompt, {setting.label}", history=prompt.ensure(ws, setting).result.history)
+            history = _learning(prompt.ensure(ws, setting).result.history)
+            yield TrainingCurve(name=f"soft prompt, {setting.label}", history=history)
+
+
+def _learning(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Losses by step, without the privacy and the bits of the front-end, which the rows hold."""
+    drawn = ("step", "train/", "val/")
+    return [{name: value for name, value in entry.items() if name.startswith(drawn)} for entry in history]
 
 
 def _row(ws: Workspace, found: list[Setting], setting: Setting, soft_prompt: bool) -> LeaderboardRow:

@@ -13,12 +13,13 @@ from rich import print as rprint
 from rich.console import Console
 
 from del_lightning import ranks
-from del_lightning.artifacts import Artifact, capture_environment, write_json, write_text
+from del_lightning.artifacts import Artifact, capture_environment, write_text
 from del_lightning.config import MechanismConfig
 from del_lightning.data import check_corpus
 from del_lightning.errors import ConfigError
 from del_lightning.methods import DEL
 from del_lightning.report.schema import TransferBoard, TransferCell
+from del_lightning.report.stored import write_board
 from del_lightning.report.transfer import console_table, render_markdown
 from del_lightning.stages import evaluate, prompt
 from del_lightning.stages.report import shareable, slug_of, without_folder
@@ -62,7 +63,7 @@ def run(ws: Workspace) -> Path | None:
     folder = ws.store.root / "report" / slug_of(ws.config.title)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "report.md", render_markdown(board))
-    write_json(folder / "transfer.json", board)
+    write_board(folder / "transfer.json", board)
     console = Console()
     console.print(console_table(board))
     console.print(f"report: {(folder / 'report.md').resolve()}", soft_wrap=True)

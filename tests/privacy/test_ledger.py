@@ -4,6 +4,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,20 @@ def test_processes_together_never_pass_the_budget(tmp_path: Path) -> None:
         worker.join(timeout=60)
     assert sum(counts) == 40
     assert BudgetLedger(tmp_path / "ledger.db", epsilon=1e9, delta=DELTA).spent("a").tokens == 40
+
+
+def test_many_may_open_a_new_ledger_at_once(tmp_path: Path) -> None:
+    for number in range(20):
+        path, together = tmp_path / f"{number}.db", threading.Barrier(12)
+
+        def open_and_spend(path: Path, together: threading.Barrier) -> None:
+            together.wait()
+            BudgetLedger(path, epsilon=1e9, delta=DELTA).spend("a", TOKEN)
+
+        with ThreadPoolExecutor(12) as pool:
+            for done in [pool.submit(open_and_spend, path, together) for _ in range(12)]:
+                done.result()
+        assert BudgetLedger(path, epsilon=1e9, delta=DELTA).spent("a").tokens == 12
 
 
 def test_a_killed_client_never_released_more_than_the_ledger_says(tmp_path: Path) -> None:
