@@ -390,6 +390,22 @@ class PromptConfig:
         _require(bool(self.init_text.strip()), "prompt.init_text", "a non-empty text", self.init_text)
 
 
+@dataclass
+class AdapterConfig:
+    """Low-rank adapter (LoRA) of the server's model, trained with every soft prompt, on the schedule of `prompt`."""
+
+    rank: int = 0
+    """0 trains the soft prompt alone, as the paper does."""
+    alpha: int = 32
+    """The adapter's output is scaled by alpha / rank."""
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _at_least("adapter.rank", self.rank, 0)
+        _at_least("adapter.alpha", self.alpha, 1)
+        _positive("adapter.learning_rate", self.learning_rate)
+
+
 ATTACKS = (
     "nearest",
     "nearest-l2",
@@ -854,6 +870,7 @@ class Config:
     mechanism: MechanismConfig = field(default_factory=MechanismConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
     inverter: InverterConfig = field(default_factory=InverterConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

@@ -1,11 +1,17 @@
-"""Training of the soft prompt: the server's only adaptation to the noise (paper, Section 4.2)."""
+"""Training of the soft prompt, in the paper the server's only adaptation to the noise (Section 4.2).
+
+A low-rank adapter may be trained with it.
+"""
+
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from del_lightning.config import PromptConfig
+from del_lightning.config import AdapterConfig, PromptConfig
 from del_lightning.data import Batch
+from del_lightning.modules.adapter import LowRankAdapter
 from del_lightning.modules.base import FrozenBackboneModule, warmup_then_linear_decay
 from del_lightning.split import SplitModel
 
@@ -13,16 +19,37 @@ from del_lightning.split import SplitModel
 class PromptTuning(FrozenBackboneModule):
     """Trains P against freshly privatised prompts; LLM and codec are frozen.
 
-    Gradient and optimizer state exist for the k x b numbers of P alone.
+    Gradient and optimizer state exist for the k x b numbers of P alone, and for those of the adapter if there is one.
     """
 
-    def __init__(self, split: SplitModel, config: PromptConfig, seed: int = 0) -> None:
-        """``split`` must hold a soft prompt; its method may be any front-end, or None for clean prompts."""
+    def __init__(
+        self,
+        split: SplitModel,
+        config: PromptConfig,
+        seed: int = 0,
+        adapter: LowRankAdapter | None = None,
+        adapter_learning_rate: float = AdapterConfig.learning_rate,
+    ) -> None:
+        """Freeze everything but the soft prompt and the adapter.
+
+        Args:
+            split: Holds a soft prompt; its method may be any front-end, or None for clean prompts.
+            config: Schedule.
+            seed: Names the noise streams.
+            adapter: In place in ``split``'s language model; None trains the soft prompt alone.
+            adapter_learning_rate: Of the adapter's weights.
+        """
         super().__init__(config, seed)
         assert split.prompt is not None
         self.split = split
         self.split.requires_grad_(False)
         split.prompt.requires_grad_(True)
+        self._groups: list[dict[str, Any]] = [{"params": list(split.prompt.parameters())}]
+        if adapter is not None:
+            weights = list(adapter.weights().values())
+            for weight in weights:
+                weight.requires_grad_(True)
+            self._groups.append({"params": weights, "lr": adapter_learning_rate})
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """NLL of the continuation given the privatised prompt; logits only where the loss is."""
@@ -30,9 +57,7 @@ class PromptTuning(FrozenBackboneModule):
         return self.split.loss(batch, release)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW on P with linear decay."""
-        optimizer = torch.optim.AdamW(
-            self.trainable().values(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
-        )
+        """AdamW with linear decay; the adapter at a learning rate of its own."""
+        optimizer = torch.optim.AdamW(self._groups, lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
         schedule = warmup_then_linear_decay(optimizer, self.config.warmup_steps, self.config.steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -133,6 +133,8 @@ class LeaderboardRow(Record):
     soft_prompt: bool
     virtual_tokens: int | None = None
     prompt_steps: int | None = None
+    adapter_rank: int | None = None
+    """Rank of the low-rank adapter that the server trained with the soft prompt; None without one."""
     perplexity: Estimate | None
     """None for a method whose server returns text only."""
     coherence: Estimate

@@ -156,8 +156,9 @@ def _build(ws: Workspace, setting: Setting, attacker: Attacker, folder: Path) ->
     rprint(f"{attacker.name}: attacking [bold]{setting.label}[/]")
     method = build_method(ws, setting)
     release, lengths, truth = release_prompts(ws, method, attacker.prompts)
-    attack = attacker.make(setting, folder)
-    guesses: Mapping[str, Tensor] = attack(method, release, lengths, GUESSES_KEPT)
+    with attacker.around():
+        attack = attacker.make(setting, folder)
+        guesses: Mapping[str, Tensor] = attack(method, release, lengths, GUESSES_KEPT)
     metrics: dict[str, Estimate] = {}
     for name, guess in guesses.items():
         measured = recovery_of(guess.cpu(), truth.cpu(), lengths, ws.llm.tokenizer, ws.content_tokens)

@@ -1,6 +1,7 @@
 """The attackers of ``attack.suite``: what determines each one's success, and how it is built for a front-end."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ class Attacker:
         settings: JSON-able settings that its success depends on.
         make: Builds (and trains or tunes, where needed) the attack on a setting; the folder survives interruptions.
         trains: Whether ``make`` trains with Lightning, which all ranks do together.
+        around: What must be in place while it attacks.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Attacker:
     settings: dict[str, Any]
     make: Callable[[Setting, Path], Attack]
     trains: bool = False
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def determined_by(self, setting: Setting) -> dict[str, Any]:
         """The attacker's part of an artefact's key."""
@@ -77,16 +80,18 @@ def _attacker(ws: Workspace, name: str) -> Attacker:
 def _language_model(ws: Workspace) -> Attacker:
     """The contextual attacker, its mixture tuned on validation prompts for every setting anew."""
     config = ws.config.attack
-    prompt = prompt_stage.ensure(ws, Setting("clean", ws.title("clean"))).key if config.adapted_prior else None
+    prompt = prompt_stage.ensure(ws, Setting("clean", ws.title("clean"))) if config.adapted_prior else None
     settings = {
         "beam": config.beam,
         "prior_weights": config.prior_weights,
         "tuning_prompts": config.tuning_prompts,
         "tuning_seed": ws.config.seed,
-        "soft_prompt": prompt,
+        "soft_prompt": None if prompt is None else prompt.key,
     }
     make = partial(_tuned, ws)
-    return Attacker("language-model", config.prompts, False, settings, make)
+    # Whatever the server trained for clean prompts is the attacker's too.
+    around = partial(prompt_stage.adapted, ws, prompt)
+    return Attacker("language-model", config.prompts, False, settings, make, around=around)
 
 
 def _input_inference(ws: Workspace) -> Attacker:

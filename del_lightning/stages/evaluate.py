@@ -19,7 +19,6 @@ from del_lightning.methods import Footprint, Method
 from del_lightning.methods.factory import TEXT_ONLY
 from del_lightning.methods.inferdpt import extract, local_only, model_footprint
 from del_lightning.metrics import Coherence, ConditionalPerplexity, NextTokenAgreement, bootstrap_mean, bootstrap_ratio
-from del_lightning.prompt import SoftPrompt
 from del_lightning.report.schema import DeviceColumns, Estimate, PairedDifference
 from del_lightning.seeding import stream
 from del_lightning.split import SplitModel, example_of_target, targets
@@ -101,10 +100,11 @@ def read_samples(artifact: Artifact) -> list[dict[str, str]]:
 @torch.inference_mode()
 def _build(ws: Workspace, setting: Setting, prompt: Artifact | None, folder: Path) -> Outcome:
     name = row_label(setting, prompt is not None)
-    soft_prompt = None if prompt is None else SoftPrompt.load(prompt.folder).to(ws.device)
-    split = SplitModel(ws.llm, build_method(ws, setting), soft_prompt).eval()
-    scored: dict[str, Any] = {} if setting.method in TEXT_ONLY else _teacher_forced(ws, split, name)
-    received = [] if setting.method == "local-only" else _continuations(ws, split, name)
+    expected = [] if setting.method in TEXT_ONLY else ws.clean_choices  # of the plain model, before an adapter comes
+    with prompt_stage.adapted(ws, prompt) as soft_prompt:
+        split = SplitModel(ws.llm, build_method(ws, setting), soft_prompt).eval()
+        scored = _teacher_forced(ws, split, expected, name) if expected else {}
+        received = [] if setting.method == "local-only" else _continuations(ws, split, name)
     continuations = _mended(ws, setting.method, received) if setting.method in TEXT_ONLY else received
     coherence = _coherence(ws, continuations)
     write_json(folder / PER_PROMPT, {**scored, "coherence": coherence.tolist()})
@@ -165,13 +165,13 @@ def _seeds(ws: Workspace, split: SplitModel) -> Sequence[int]:
     return ws.config.evaluate.seeds if split.method.stochastic else ws.config.evaluate.seeds[:1]
 
 
-def _teacher_forced(ws: Workspace, split: SplitModel, name: str) -> dict[str, Any]:
+def _teacher_forced(ws: Workspace, split: SplitModel, clean_choices: list[Tensor], name: str) -> dict[str, Any]:
     """NLL and agreement with the clean model at the continuation's positions, a prompt, summed over seeds."""
     prompts = len(ws.data.prompts())
     # Rank 0 evaluates everything alone: nothing is spread over ranks that would have to be gathered.
     perplexity = ConditionalPerplexity(prompts, sync_on_compute=False).to(ws.device)
     agreement = NextTokenAgreement(prompts, sync_on_compute=False).to(ws.device)
-    batches = list(zip(ws.data.test_dataloader(), ws.clean_choices, strict=True))
+    batches = list(zip(ws.data.test_dataloader(), clean_choices, strict=True))
     for batch, expected in track(batches, description=f"{name}: perplexity", transient=True):
         batch = batch.to(ws.device)
         for seed in _seeds(ws, split):

@@ -1,9 +1,11 @@
-"""Stage ``prompt``: train one soft prompt for every front-end, controls included.
+"""Stage ``prompt``: train one soft prompt for every front-end, controls included, and an adapter if asked for.
 
 A control with its own prompt shows how much of the gain is adaptation to the domain and how much is recovery of the
 private prompt.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from rich import print as rprint
 
 from del_lightning.artifacts import Artifact, Outcome
 from del_lightning.callbacks import AttackMonitor, CommunicationMonitor, PrivacyMonitor
+from del_lightning.config import AdapterConfig
 from del_lightning.methods import DEL, Method
-from del_lightning.modules import PromptTuning
+from del_lightning.modules import PromptTuning, low_rank_adapter
 from del_lightning.prompt import SoftPrompt
 from del_lightning.report.schema import Estimate
 from del_lightning.split import SplitModel
@@ -23,6 +26,9 @@ from del_lightning.stages import tracking, training
 from del_lightning.stages.setting import Setting, build_method, method_key
 from del_lightning.stages.settings import settings, soft_prompts
 from del_lightning.stages.workspace import Workspace
+
+ADAPTER = "adapter"
+"""Folder of the low-rank adapter, in PEFT's format, beside the soft prompt's files."""
 
 
 def ensure(ws: Workspace, setting: Setting) -> Artifact:
@@ -33,6 +39,7 @@ def ensure(ws: Workspace, setting: Setting) -> Artifact:
         "prompt": asdict(ws.config.prompt),
         "data": ws.data.fingerprint,
         "seed": ws.config.seed,
+        **({"adapter": asdict(ws.config.adapter)} if ws.config.adapter.rank else {}),
         **training.determined_by(ws.config.trainer),
     }
     return ws.store.get("prompt", determined_by, lambda folder: _build(ws, setting, folder), together=True)
@@ -41,6 +48,25 @@ def ensure(ws: Workspace, setting: Setting) -> Artifact:
 def load(ws: Workspace, setting: Setting) -> SoftPrompt:
     """Load the setting's trained prompt onto the workspace's device."""
     return SoftPrompt.load(ensure(ws, setting).folder).to(ws.device)
+
+
+@contextmanager
+def adapted(ws: Workspace, artifact: Artifact | None) -> Iterator[SoftPrompt | None]:
+    """The soft prompt of an artefact, with the adapter that was trained with it in place until the context ends.
+
+    Args:
+        ws: Its language model is changed in place, and restored.
+        artifact: Of this stage; None leaves the model as it is, without a soft prompt.
+    """
+    if artifact is None:
+        yield None
+        return
+    settings = artifact.result.determined_by.get("adapter")
+    with ExitStack() as stack:
+        if settings is not None:
+            adapter = stack.enter_context(low_rank_adapter(ws.llm, AdapterConfig(**settings), ws.config.seed))
+            adapter.load(artifact.folder / ADAPTER)
+        yield SoftPrompt.load(artifact.folder).to(ws.device)
 
 
 def prompted(ws: Workspace) -> list[Setting]:
@@ -64,14 +90,19 @@ def _build(ws: Workspace, setting: Setting, folder: Path) -> Outcome:
     prompt = SoftPrompt.from_text(config.init_text, config.virtual_tokens, ws.llm)
     split = SplitModel(ws.llm, method, prompt)
     torch.manual_seed(ws.config.seed)
-    result = training.fit(
-        PromptTuning(split, config, ws.config.seed),
-        ws.decoded_text(setting.method),
-        ws.config.trainer,
-        folder,
-        callbacks=_monitors(ws, method),
-        logger=ws.logger(f"soft_prompt/{tracking.place(setting.method, setting.level)}"),
-    )
+    with ExitStack() as stack:
+        rank = ws.config.adapter.rank
+        adapter = stack.enter_context(low_rank_adapter(ws.llm, ws.config.adapter, ws.config.seed)) if rank else None
+        result = training.fit(
+            PromptTuning(split, config, ws.config.seed, adapter, ws.config.adapter.learning_rate),
+            ws.decoded_text(setting.method),
+            ws.config.trainer,
+            folder,
+            callbacks=_monitors(ws, method),
+            logger=ws.logger(f"soft_prompt/{tracking.place(setting.method, setting.level)}"),
+        )
+        if adapter is not None:
+            adapter.save(folder / ADAPTER)
     prompt.save(folder, ws.llm)
     if isinstance(method, DEL):
         method.codec.save(folder / codec_stage.WEIGHTS)

@@ -194,6 +194,7 @@ def _row(ws: Workspace, found: list[Setting], setting: Setting, soft_prompt: boo
         soft_prompt=soft_prompt,
         virtual_tokens=ws.config.prompt.virtual_tokens if soft_prompt else None,
         prompt_steps=prompt.ensure(ws, setting).result.details["steps"] if soft_prompt else None,
+        adapter_rank=ws.config.adapter.rank or None if soft_prompt else None,
         perplexity=metrics.get("perplexity"),
         coherence=metrics["coherence"],
         agreement=metrics.get("agreement"),
@@ -272,6 +273,11 @@ def _notes(ws: Workspace) -> list[str]:
         f"{len(ws.config.evaluate.seeds)} noise seed(s); every part was trained once (seed {ws.config.seed}).",
         "Attack success counts every private token of the test prompts once; the interval is Clopper-Pearson.",
     ]
+    if rank := ws.config.adapter.rank:
+        notes.append(
+            "With every soft prompt, controls included, the server trained a low-rank adapter of its language model "
+            f"(LoRA, rank {rank}); the paper trains the soft prompt alone."
+        )
     if "worst" in ws.config.matching:
         highest = ", ".join(calibrate.worst_of(ws.config.attack))
         notes.append(

@@ -45,6 +45,7 @@ from del_lightning.methods.factory import (
 from del_lightning.methods.vocabulary import Vocabulary
 from del_lightning.metrics import content_tokens
 from del_lightning.metrics.coherence import SentenceEncoder, check_encoder
+from del_lightning.modules.adapter import check_peft
 from del_lightning.split import SplitModel
 from del_lightning.stages.tracking import CurveLogger
 from del_lightning.stages.training import pick_device
@@ -96,6 +97,11 @@ class Workspace:
                     f"`report.results` must be null unless stage=report, got {self.config.report.results}"
                 )
             return
+        if self.config.adapter.rank and self.config.stage.name in ("export", "serve", "publish", "nlu"):
+            # What these stages write or train knows soft prompts; `nlu.lora` is the adapter of stage=nlu.
+            raise ConfigError(
+                f"`adapter.rank` must be 0 for stage={self.config.stage.name}, got {self.config.adapter.rank}"
+            )
         if self.config.stage.name == "account":
             from del_lightning.stages.account import accountant  # That module imports this one.
 
@@ -119,6 +125,8 @@ class Workspace:
             from del_lightning.stages import publish
 
             publish.check(self)
+        if self.config.adapter.rank:
+            check_peft()
         self.check_memory()
         for corpus in {self.config.data.name, self.config.codec.corpus}:
             check_corpus(corpus, self.config.data.root)
