@@ -1,12 +1,13 @@
 """The results in README and benchmarks/results/README.md, from the committed leaderboards: no number typed by hand.
 
-python benchmarks/_readme.py     writes both; tests/test_readme.py checks that they hold what the leaderboards say
+python benchmarks/_readme.py     writes both and the README's pictures; tests/test_readme.py checks that they hold what
+                                 the leaderboards say
 """
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from del_lightning.report import arrange, nlu, prose, words
+from del_lightning.report import arrange, nlu, pictures, prose, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import AttackedSetting, Estimate, Leaderboard, LeaderboardRow, NluLeaderboard, NluRow
 from del_lightning.report.tables import ATTACKED_NOTE, attacked_rows, markdown_rows
@@ -14,6 +15,7 @@ from del_lightning.report.tables import ATTACKED_NOTE, attacked_rows, markdown_r
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README, COMPLETE = ROOT / "README.md", RESULTS / "README.md"
+PICTURES = ROOT / "docs" / "pictures"
 START, END = "<!-- results -->\n", "<!-- end of results -->"
 NAMES = {"wikitext2": "WikiText-2", "ptb": "PTB"}
 NONE = "–"
@@ -24,7 +26,11 @@ SHORT = ("PPL, soft prompt", "R", DIFFERENCE, "ASR, nearest neighbour", "ASR, st
 
 def section() -> str:
     """The README's section: for every committed leaderboard what came out, and its rows at the quoted target."""
-    parts = [part for board in boards() for part in (_outcome(board), _table(board, _quoted(board), short=True))]
+    parts = [
+        part
+        for board in boards()
+        for part in (_outcome(board), *_shown(board), _table(board, _quoted(board), short=True))
+    ]
     parts += [f"{nlu_title(board)} {' '.join(nlu.summary(board))}" for board in tasks()]
     if parts:
         parts.append(
@@ -55,6 +61,20 @@ def tasks() -> list[NluLeaderboard]:
     """The committed leaderboards of GLUE."""
     paths = sorted(RESULTS.glob("nlu/*/leaderboard.json"))
     return [NluLeaderboard.model_validate_json(path.read_text()) for path in paths]
+
+
+def drawn() -> dict[Path, str]:
+    """Where each picture lies, and the picture."""
+    found = {PICTURES / f"{board.dataset}.svg": pictures.utility(board) for board in boards()}
+    return {path: picture for path, picture in found.items() if picture}
+
+
+def _shown(board: Leaderboard) -> list[str]:
+    """The board's picture in Markdown, if it has one."""
+    if not pictures.utility(board):
+        return []
+    text = f"R of every method with a soft prompt against the success of the strongest attack, {board.dataset}"
+    return [f"![{text}](docs/pictures/{board.dataset}.svg)"]
 
 
 def _outcome(board: Leaderboard) -> str:
@@ -211,6 +231,9 @@ def write() -> None:
     before, rest = text.split(START, 1)
     README.write_text(f"{before}{START}\n{section()}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
     COMPLETE.write_text(page(), encoding="utf-8")
+    PICTURES.mkdir(exist_ok=True)
+    for path, picture in drawn().items():
+        path.write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -132,3 +132,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of one's own."""
     monkeypatch.setenv("DEL_LIGHTNING_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def offline_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may wait for a network."""
+    monkeypatch.setattr("del_lightning.assets.hub_problem", lambda: "the hub cannot be reached")
+    monkeypatch.setattr("del_lightning.llm._hub_files", lambda config: None)

@@ -100,13 +100,6 @@ def packaged() -> None:
             pytest.skip(str(error))
 
 
-@pytest.fixture
-def offline_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test may wait for a network."""
-    monkeypatch.setattr("del_lightning.assets.hub_problem", lambda: "the hub cannot be reached")
-    monkeypatch.setattr("del_lightning.llm._hub_files", lambda config: None)
-
-
 def test_a_good_command_line_reaches_its_stage(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packaged: None
 ) -> None:

@@ -15,6 +15,11 @@ def test_readme_quotes_the_committed_results() -> None:
         pytest.skip("no leaderboard is committed under benchmarks/results")
     assert section in (ROOT / "README.md").read_text(encoding="utf-8")
     assert (ROOT / "benchmarks" / "results" / "README.md").read_text(encoding="utf-8") == readme["page"]()
+    pictures = readme["drawn"]()
+    assert pictures
+    for path, picture in pictures.items():
+        assert path.read_text(encoding="utf-8") == picture
+        assert f"({path.relative_to(ROOT).as_posix()})" in section
 
 
 def test_tables_of_many_methods_keep_to_what_is_compared() -> None:

@@ -21,7 +21,7 @@ USER_ERROR, DECLINED, INTERRUPTED = 2, 1, 130
 def main() -> None:
     """Run the command line; errors that are the user's to mend are one line and exit code 2."""
     try:
-        sys.exit(_ask(_parser().parse_args()))
+        sys.exit(_ask(parser().parse_args()))
     except DelError as error:
         print(harmless(f"error: {error}"), file=sys.stderr)
         sys.exit(USER_ERROR)
@@ -29,11 +29,12 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """What the command understands."""
+    whole = argparse.ArgumentParser(
         prog="del-lightning-client", description="Send a prompt to a language model as a few noisy bits a token."
     )
-    ask = parser.add_subparsers(dest="command", required=True).add_parser(
+    ask = whole.add_subparsers(dest="command", required=True).add_parser(
         "ask", help="send a private prompt and print the answer", description=__doc__
     )
     ask.add_argument("prompt", help="private text; - reads it from standard input, without the last line break")
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--seed", type=int, help="of the server's sampling (default: random)")
     ask.add_argument("--entropy-coding", action="store_true", help="shorter requests; needs constriction")
     ask.add_argument("--yes", action="store_true", help="send without asking")
-    return parser
+    return whole
 
 
 def _ask(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,138 @@
+"""Every command in the README and the docs, as it stands there.
+
+A command of ours goes through the real entry point: parsing, composition, and all checks before any work. What this
+machine lacks (the hub, GPUs, somebody's folder) may stop it; a setting that is wrong may not. The stages themselves run
+in ``tests/stages`` on a small model.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from del_lightning.__main__ import main
+from del_lightning.errors import AssetError, DataError, DelError
+from del_lightning.serve.cli import parser
+from del_lightning.stages.workspace import Workspace
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LACKING = r"existing folder|hub|CUDA|GPU|devices|of memory|GiB|stage=export wrote|login on this machine"
+"""What a check may miss on this machine."""
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Command lines of a page: in blocks of bash, or indented; continued lines joined, comments cut off."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    fenced = re.findall(r"^```bash\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    indented = re.findall(r"^ {4}((?:make|python|cp|\.venv) .*|\.venv/.*)$", text, flags=re.MULTILINE)
+    for line in [*(line for block in fenced for line in block.splitlines()), *indented]:
+        words = shlex.split(line, comments=True)
+        if words:
+            yield shlex.join(words)
+
+
+ALL = {command: page.relative_to(ROOT).as_posix() for page in reversed(PAGES) for command in commands(page)}
+
+
+def test_pages_have_commands() -> None:
+    assert {"README.md", "docs/sweeps.md", "docs/scale.md", "docs/serving.md"} <= set(ALL.values())
+    assert len(ALL) > 30
+
+
+@pytest.mark.parametrize("command", ALL, ids=[f"{page}: {command}" for command, page in ALL.items()])
+def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline_hub: None) -> None:
+    words = shlex.split(command)
+    if "del_lightning" in words:
+        start(words[words.index("del_lightning") + 1 :], tmp_path, monkeypatch)
+    else:
+        OTHERS[Path(words[0]).name](words)
+
+
+def start(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ``python -m del_lightning`` up to where the work begins."""
+    (folder / "data").mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("HYDRA_FULL_ERROR", "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "")  # main() sets them; monkeypatch puts them back
+        monkeypatch.delenv(name)
+    begun: list[str] = []
+    check = Workspace.check
+
+    def check_here(workspace: Workspace) -> None:
+        if begun:  # a job of a sweep after the first: its settings are read and validated, which takes the least time
+            return
+        try:
+            check(workspace)
+        except (AssetError, DataError):
+            return
+        except DelError as error:
+            if not re.search(LACKING, str(error)):
+                raise
+
+    monkeypatch.setattr(Workspace, "check", check_here)
+    monkeypatch.setattr("hydra.utils.get_method", lambda target: lambda workspace: begun.append(target))
+    # Launchers are extras that need a cluster; with the basic one the same jobs start one after another.
+    ours = [argument for argument in arguments if not argument.startswith(("hydra/launcher", "hydra.launcher"))]
+    given = [re.sub("<.*?>", "name", re.sub(r"\bDIR\b", str(folder / "data"), argument)) for argument in ours]
+    monkeypatch.setattr(sys, "argv", ["del-lightning", *given])
+    with suppress_success():
+        main()
+    assert begun or "--help" in given or "--cfg" in given
+
+
+@contextmanager
+def suppress_success() -> Iterator[None]:
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code:
+            raise
+
+
+def has_target(words: list[str]) -> None:
+    subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+
+
+def is_understood(words: list[str]) -> None:
+    parser().parse_args(words[1:])
+
+
+def has_extra(words: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extras in re.findall(r"\[(.+?)\]", words[2]):
+        assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+def names_a_sweep(words: list[str]) -> None:
+    assert words[1] in ("sweep", "agent", "sync")
+    if words[1] == "sweep":
+        assert yaml.safe_load((ROOT / words[2]).read_text(encoding="utf-8"))["method"]
+
+
+def names_a_file(words: list[str]) -> None:
+    assert (ROOT / words[1]).is_file()
+
+
+def nothing(words: list[str]) -> None:
+    assert words
+
+
+OTHERS = {
+    "make": has_target,
+    "del-lightning-client": is_understood,
+    "pip": has_extra,
+    "wandb": names_a_sweep,
+    "python": names_a_file,
+    "cp": nothing,
+    "hf": nothing,
+    "vllm": nothing,
+}
+"""How a command of each other program is checked; one that is missing here needs a check of its own."""
