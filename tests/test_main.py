@@ -45,7 +45,7 @@ WRONG = {
     "mechanism.bit=4": "`mechanism.bit` is not a setting; valid ones under `mechanism`: bits, mu, l2_clip",
     "mechanism.bits=abc": "'abc' of type 'str' could not be converted to Integer (at `mechanism.bits`)",
     "mechanism.mu=-1": "`mechanism.mu` must be a positive number, got -1.0",
-    "model=nope": "`model=nope` is unknown; choose one of: hub, qwen2_5_7b, smollm2",
+    "model=nope": "`model=nope` is unknown; choose one of: gemma3, hub, qwen2_5_7b, smollm2",
     "stage=train": "choose one of: account, attack, calibrate, codec, evaluate, export, ",
     "experiment=nope": "one of: attacks/ptb, attacks/wikitext2, ",
     "experiment=cpu/nope": "`experiment=cpu/nope` is unknown",

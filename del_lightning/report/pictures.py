@@ -41,7 +41,8 @@ def _lines(titles: dict[str, str]) -> int:
 
 def _key(titles: dict[str, str], styles: dict[str, drawing.Style]) -> list[tuple[float, float, str]]:
     """(share of the width, line, marker and name) of every method."""
-    shapes, found = drawing.shapes(), []
+    shapes = drawing.shapes()
+    found: list[tuple[float, float, str]] = []
     for number, (method, title) in enumerate(titles.items()):
         style = styles[method]
         mark = f'<path transform="scale(3.8)" fill="var(--{style.variable})" d="{shapes[style.shape]}"/>'
