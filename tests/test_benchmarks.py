@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from del_lightning.config import register_schemas
 from del_lightning.data import Batch, Example, collate
 from del_lightning.llm import FrozenLLM
 from del_lightning.privacy import StochasticQuantizer
 from del_lightning.prompt import SoftPrompt
 from del_lightning.split import SplitModel
+from del_lightning.stages.report import slug_of
 
 ROOT = Path(__file__).resolve().parents[1]
 Factory = Callable[..., FrozenLLM]
@@ -158,3 +162,17 @@ def test_sampler_benchmark_compares_the_same_law(benchmark: Callable[[str], Any]
     error = quantizer.decode(codes).double().mean(0) - v[0].clamp(-sampler.BOUND, sampler.BOUND)
     assert (error.abs() < 4.5 * (quantizer.variance(v[0]) / 40_000).sqrt()).all()
     assert quantizer.decode(codes).var(0) == pytest.approx(quantizer.variance(v[0]), rel=0.04)
+
+
+def test_replication_runs_are_settings_that_exist(benchmark: Callable[[str], Any]) -> None:
+    replication = benchmark("_replication")
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        found = {name: OmegaConf.to_object(compose("config", overrides=job)) for name, job in replication.JOBS.items()}
+    assert {config.mechanism.bits for config in found.values()} == {1, 2, 4, 8}
+    assert {config.codec.dim for name, config in found.items() if name.startswith("width")} == {18, 128}
+    assert found["cnn-dailymail"].data.name == "cnn_dailymail"
+    assert found["gemma-3-270m"].model.name == "gemma-3-270m"
+    slugs = {slug_of(replication.title(name)) for name in found}
+    assert slugs == {replication.title(name).lower().replace(" ", "-") for name in found}
+    assert len(slugs) == len(found)

@@ -1,4 +1,8 @@
-"""Leaderboards as files: small enough to be kept under version control, and one record a line so that changes show."""
+"""Leaderboards as files: small enough to be kept under version control, and one record a line so that changes show.
+
+What was measured is rounded. Settings (the configuration, a row's privacy parameter) and guarantees are not: who
+repeats a run or looks up its row needs them as they were.
+"""
 
 import json
 import math
@@ -8,12 +12,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from del_lightning.artifacts import write_text
+from del_lightning.report.schema import Estimate
 
 DIGITS = 7
-"""Significant digits of a stored figure. No interval in this project is narrower than a thousandth of its value."""
+"""Significant digits of a measured figure. No interval in this project is narrower than a thousandth of its value."""
 
-EXACT = ("config",)
-"""What is typed in again to repeat a run is kept to the last digit."""
+MEASURED = ("history",)
+"""Fields of measured figures that are no estimates: training curves."""
 
 
 def write_board(path: Path, board: BaseModel) -> None:
@@ -21,26 +26,28 @@ def write_board(path: Path, board: BaseModel) -> None:
 
     Args:
         path: The file; an earlier one is replaced.
-        board: A record of :mod:`~del_lightning.report.schema`; figures are rounded to :data:`DIGITS` significant
-            digits, its configuration is not.
+        board: A record of :mod:`~del_lightning.report.schema`; measured figures are rounded to :data:`DIGITS`
+            significant digits.
     """
-    content = json.loads(board.model_dump_json())  # there, infinities are strings already
-    lines = [f"{_compact(name)}: {_block(_figures(name, value))}" for name, value in content.items()]
+    content = rounded(json.loads(board.model_dump_json()))  # there, infinities are strings already
+    lines = [f"{_compact(name)}: {_block(value)}" for name, value in content.items()]
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def _figures(name: str, value: Any) -> Any:
-    return value if name in EXACT else rounded(value)
+def rounded(value: Any, *, measured: bool = False) -> Any:
+    """JSON data with the floats of estimates and training curves rounded; order among figures is kept.
 
-
-def rounded(value: Any) -> Any:
-    """JSON data with every float at :data:`DIGITS` significant digits; order among figures is kept."""
+    Args:
+        value: The data.
+        measured: Whether every float in it is a measured figure.
+    """
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else value
+        return float(f"{value:.{DIGITS}g}") if measured and math.isfinite(value) else value
     if isinstance(value, list):
-        return [rounded(item) for item in value]
+        return [rounded(item, measured=measured) for item in value]
     if isinstance(value, dict):
-        return {name: rounded(item) for name, item in value.items()}
+        measured = measured or value.keys() == Estimate.model_fields.keys()
+        return {name: rounded(item, measured=measured or name in MEASURED) for name, item in value.items()}
     return value
 
 

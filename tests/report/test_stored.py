@@ -1,4 +1,3 @@
-import json
 import math
 from pathlib import Path
 
@@ -13,17 +12,21 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 COMMITTED = sorted(path for name in ("leaderboard", "attacks", "transfer") for path in RESULTS.rglob(f"{name}.json"))
 
 
-def test_figures_keep_seven_digits_and_everything_else_all() -> None:
+def test_measured_figures_keep_seven_digits_and_everything_else_all() -> None:
+    estimate = {"value": 0.123456789012, "n": 123456789, "low": -0.00001234567891, "high": None, "interval": "none"}
     content = {
-        "a": 0.123456789012,
-        "b": [123456789, -0.00001234567891],
-        "c": "0.123456789012",
-        "d": math.inf,
-        "e": None,
+        "value": 0.123456789012,
+        "asr": {"x": estimate},
+        "name": "0.123456789012",
+        "history": [{"a": 1.23456789}],
     }
-    found = rounded(content)
-    assert found == {"a": 0.1234568, "b": [123456789, -1.234568e-05], "c": "0.123456789012", "d": math.inf, "e": None}
-    assert isinstance(found["b"][0], int)
+    assert rounded(content) == {
+        "value": 0.123456789012,
+        "asr": {"x": {**estimate, "value": 0.1234568, "low": -1.234568e-05}},
+        "name": "0.123456789012",
+        "history": [{"a": 1.234568}],
+    }
+    assert math.isinf(rounded(math.inf, measured=True))
 
 
 def test_a_stored_board_reads_back(tmp_path: Path) -> None:
@@ -39,11 +42,15 @@ def test_a_stored_board_reads_back(tmp_path: Path) -> None:
     assert sum(line.startswith('{"method":') for line in lines) >= len(board.rows)  # a row a line
 
 
-def test_the_configuration_is_exact(tmp_path: Path) -> None:
+def test_settings_and_guarantees_are_exact(tmp_path: Path) -> None:
     board = make_board()
     board.config["prompt"] = {"learning_rate": 0.123456789012}
+    board.rows[-1].value = 12.3456789012345
     write_board(tmp_path / "leaderboard.json", board)
-    assert json.loads((tmp_path / "leaderboard.json").read_text())["config"] == board.config
+    again = Leaderboard.model_validate_json((tmp_path / "leaderboard.json").read_text())
+    assert again.config == board.config
+    assert again.rows[-1].value == 12.3456789012345
+    assert [row.privacy for row in again.rows] == [row.privacy for row in board.rows]
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(RESULTS)))

@@ -1,0 +1,78 @@
+"""Every run behind the replication page: `make replication DATA=DIR`, hours on two CPU cores; a killed one resumes.
+
+Each run is one command of the package; its JSON goes to `results/replication/<name>/`, numbers only. Runs share codec,
+calibrations and controls in one store, so that one more (`NAMES=bits-1`) costs little once others are done.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "replication"
+
+SMALL = ["methods=[clean,mean,del]", "soft_prompts=[clean,mean,del]", "evaluate.seeds=[0,1,2]", "attack.prompts=64"]
+PTB = ["experiment=leaderboard/ptb", *SMALL, "matching=[nearest]"]
+
+JOBS: dict[str, list[str]] = {
+    # Bits a coordinate, at one success of the nearest neighbour.
+    **{f"bits-{bits}": [*PTB, "targets=[0.1]", f"mechanism.bits={bits}"] for bits in (1, 2, 4, 8)},
+    # Table 8: width of the code at a strict and at a loose mu.
+    **{
+        f"width-{dim}-mu-{mu}": [*PTB, f"codec.dim={dim}", f"mechanism.mu={mu}", "attack.suite=[nearest,bayes]"]
+        for dim in (18, 128)
+        for mu in (20, 60)
+    },
+    # Tables 6 and 7: soft prompts from other data and from another mu.
+    "transfer-ptb": [*PTB, "stage=transfer"],
+    "transfer-wikitext2": ["experiment=leaderboard/wikitext2", *SMALL, "stage=transfer"],
+    # Table 1's third data set, with the Gaussian mechanism of Fig. 3 beside DEL.
+    "cnn-dailymail": [
+        *("experiment=leaderboard/ptb", "data=cnn_dailymail", "data.prompt_words=50", "data.min_words=120"),
+        "methods=[clean,mean,del,gaussian-code,metric-dp,rantext]",
+        "soft_prompts=[clean,mean,del,gaussian-code,metric-dp]",
+        *("evaluate.seeds=[0,1,2]", "matching=[nearest]"),
+    ],
+    # A second language model.
+    "gemma-3-270m": [*PTB, "model=gemma3", "targets=[0.1]", "methods=[clean,mean,del,gaussian-code]",
+                     "soft_prompts=[clean,mean,del,gaussian-code]"],
+}  # fmt: skip
+"""Name of a run -> its settings besides data and store."""
+
+
+def title(name: str) -> str:
+    """Title of a run's report; the folder of the report is named after it."""
+    return f"Replication {name}"
+
+
+def run(name: str, data: str, store: Path) -> None:
+    """Run one job, or what is missing of it, and take its JSON."""
+    settings = [*JOBS[name], f"title={title(name)}", f"data.root={data}", f"out={store}"]
+    subprocess.run([sys.executable, "-m", "del_lightning", *settings], cwd=ROOT, check=True)
+    folder = store / "report" / title(name).lower().replace(" ", "-")
+    target = RESULTS / name
+    target.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.json"):
+        if file.name != "texts.json":  # text of the data set stays out of the repository
+            shutil.copyfile(file, target / file.name)
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"runs, of {', '.join(JOBS)} (default: all)")
+    parser.add_argument("--data", required=True, help="folder with the corpora as parquet files")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "replication", help="store of the artefacts")
+    wanted = parser.parse_args()
+    if unknown := [name for name in wanted.names if name not in JOBS]:
+        parser.error(f"name must be one of {', '.join(JOBS)}, got {unknown[0]!r}")
+    names = wanted.names or list(JOBS)
+    for number, name in enumerate(names, 1):
+        print(f"== {number}/{len(names)} {name}", flush=True)
+        run(name, str(Path(wanted.data).resolve()), wanted.out.resolve())
+
+
+if __name__ == "__main__":
+    main()
