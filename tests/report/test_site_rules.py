@@ -130,6 +130,14 @@ def test_fewer_bits_may_cost_a_tenth(ppl: float, verdict: str) -> None:
     assert judged(rules.bits, coarse(1, ppl), coarse(8, 50.0)).verdict == verdict
 
 
+def test_bits_are_compared_under_one_adapter_only() -> None:
+    boards = coarse(1, 40.0), coarse(8, 50.0)
+    boards[0].config["adapter"] = {"rank": 0, "alpha": 32}  # as good as none, which older boards do not name
+    assert judged(rules.bits, *boards).verdict == "agrees"
+    boards[0].config["adapter"] = {"rank": 16, "alpha": 32}
+    assert judged(rules.bits, *boards).verdict == "not run"
+
+
 def test_the_payload_is_held_to_the_headline_only_at_one_bit() -> None:
     assert judged(rules.payload, coarse(1, 50.0)).verdict == "agrees"
     found = judged(rules.payload, coarse(4, 50.0))

@@ -296,6 +296,8 @@ def peers(runs: Sequence[Run], section: str, key: str) -> list[list[tuple[Run, L
 def _without(config: dict[str, Any], section: str, key: str) -> str:
     """What determines a run, one setting apart."""
     parts = {name: config.get(name) for name in DETERMINING}
+    adapter = config.get("adapter") or {}
+    parts["adapter"] = adapter if adapter.get("rank") else None  # none in boards from before there were adapters
     parts[section] = {name: value for name, value in (config.get(section) or {}).items() if name != key}
     return json.dumps(parts, sort_keys=True)
 
