@@ -1,7 +1,7 @@
-"""The results in README and benchmarks/results/README.md, from the committed leaderboards: no number typed by hand.
+"""The results in README, benchmarks/results/README.md and docs/del_plus.md, from the committed leaderboards.
 
-python benchmarks/_readme.py     writes both and the README's pictures; tests/test_readme.py checks that they hold what
-                                 the leaderboards say
+python benchmarks/_readme.py     writes them and the README's pictures; tests/test_readme.py checks that they hold what
+                                 the leaderboards say: no number is typed by hand
 """
 
 from collections.abc import Callable, Iterable
@@ -15,6 +15,7 @@ from del_lightning.report.tables import ATTACKED_NOTE, attacked_rows, markdown_r
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README, COMPLETE = ROOT / "README.md", RESULTS / "README.md"
+DEL_PLUS = ROOT / "docs" / "del_plus.md"
 PICTURES = ROOT / "docs" / "pictures"
 START, END = "<!-- results -->\n", "<!-- end of results -->"
 NAMES = {"wikitext2": "WikiText-2", "ptb": "PTB"}
@@ -61,6 +62,35 @@ def tasks() -> list[NluLeaderboard]:
     """The committed leaderboards of GLUE."""
     paths = sorted(RESULTS.glob("nlu/*/leaderboard.json"))
     return [NluLeaderboard.model_validate_json(path.read_text()) for path in paths]
+
+
+def del_plus() -> str:
+    """DEL+ beside DEL: a line a method and run."""
+    lines = [
+        "| data, mu, seed | front-end | R | COH | PPL | ASR, strongest attack | of content tokens | exact ε of a prompt |",  # noqa: E501
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for path in sorted(RESULTS.glob("del_plus/*/leaderboard.json")):
+        board = Leaderboard.model_validate_json(path.read_text())
+        mu, seed = board.config["mechanism"]["mu"], board.config["seed"]
+        where = f"{NAMES.get(board.dataset, board.dataset)}, {mu:g}, {seed}"
+        lines += [f"| {where} | {' | '.join(_plus_cells(row))} |" for row in board.rows if row.soft_prompt]
+    return "\n".join(lines)
+
+
+def _plus_cells(row: LeaderboardRow) -> list[str]:
+    name = words.worst_name(row).partition(" (")[0]
+    content = [measures.get("content top-1") for measures in row.recovery.values()]
+    most = max((one for one in content if one is not None), key=lambda one: one.value, default=None)
+    return [
+        row.label.removesuffix(", given value"),
+        _show(row.retained, ".3f"),
+        _show(row.coherence, ".3f"),
+        _show(row.perplexity, ".1f"),
+        f"{_show(words.worst_attack(row), '.1%')} {name}",
+        _show(most, ".1%"),
+        _guarantee(row),
+    ]
 
 
 def drawn() -> dict[Path, str]:
@@ -225,11 +255,16 @@ def _show(estimate: Estimate | None, style: str) -> str:
     return f"{estimate.value:{style}} [{estimate.low:{style}}, {estimate.high:{style}}]"
 
 
+def _put(page: Path, results: str) -> None:
+    """Replace what stands between the marks of a page."""
+    before, rest = page.read_text(encoding="utf-8").split(START, 1)
+    page.write_text(f"{before}{START}\n{results}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+
+
 def write() -> None:
-    """Put the section into the README and write the complete tables."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(START, 1)
-    README.write_text(f"{before}{START}\n{section()}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+    """Put the sections into README and docs/del_plus.md, and write the complete tables and the pictures."""
+    _put(README, section())
+    _put(DEL_PLUS, del_plus())
     COMPLETE.write_text(page(), encoding="utf-8")
     PICTURES.mkdir(exist_ok=True)
     for path, picture in drawn().items():

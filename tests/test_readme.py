@@ -15,6 +15,7 @@ def test_readme_quotes_the_committed_results() -> None:
         pytest.skip("no leaderboard is committed under benchmarks/results")
     assert section in (ROOT / "README.md").read_text(encoding="utf-8")
     assert (ROOT / "benchmarks" / "results" / "README.md").read_text(encoding="utf-8") == readme["page"]()
+    assert readme["del_plus"]() in (ROOT / "docs" / "del_plus.md").read_text(encoding="utf-8")
     pictures = readme["drawn"]()
     assert pictures
     for path, picture in pictures.items():
