@@ -27,10 +27,11 @@ SHORT = ("PPL, soft prompt", "R", DIFFERENCE, "ASR, nearest neighbour", "ASR, st
 
 def section() -> str:
     """The README's section: for every committed leaderboard what came out, and its rows at the quoted target."""
+    shown = drawn()
     parts = [
         part
         for board in boards()
-        for part in (_outcome(board), *_shown(board), _table(board, _quoted(board), short=True))
+        for part in (_outcome(board), *_link(board, shown), _table(board, _quoted(board), short=True))
     ]
     parts += [f"{nlu_title(board)} {' '.join(nlu.summary(board))}" for board in tasks()]
     if parts:
@@ -99,9 +100,9 @@ def drawn() -> dict[Path, str]:
     return {path: picture for path, picture in found.items() if picture}
 
 
-def _shown(board: Leaderboard) -> list[str]:
+def _link(board: Leaderboard, shown: dict[Path, str]) -> list[str]:
     """The board's picture in Markdown, if it has one."""
-    if not pictures.utility(board):
+    if PICTURES / f"{board.dataset}.svg" not in shown:
         return []
     text = f"R of every method with a soft prompt against the success of the strongest attack, {board.dataset}"
     return [f"![{text}](docs/pictures/{board.dataset}.svg)"]

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from del_lightning.stages.report import slug_of
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "replication"
 
@@ -51,7 +53,7 @@ def run(name: str, data: str, store: Path) -> None:
     """Run one job, or what is missing of it, and take its JSON."""
     settings = [*JOBS[name], f"title={title(name)}", f"data.root={data}", f"out={store}"]
     subprocess.run([sys.executable, "-m", "del_lightning", *settings], cwd=ROOT, check=True)
-    folder = store / "report" / title(name).lower().replace(" ", "-")
+    folder = store / "report" / slug_of(title(name))
     target = RESULTS / name
     target.mkdir(parents=True, exist_ok=True)
     for file in folder.glob("*.json"):

@@ -390,6 +390,12 @@ class PromptConfig:
         _require(bool(self.init_text.strip()), "prompt.init_text", "a non-empty text", self.init_text)
 
 
+def _low_rank(section: str, config: "AdapterConfig | LoraConfig", least: int) -> None:
+    _at_least(f"{section}.rank", config.rank, least)
+    _at_least(f"{section}.alpha", config.alpha, 1)
+    _positive(f"{section}.learning_rate", config.learning_rate)
+
+
 @dataclass
 class AdapterConfig:
     """Low-rank adapter (LoRA) of the server's model, trained with every soft prompt, on the schedule of `prompt`."""
@@ -401,9 +407,7 @@ class AdapterConfig:
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        _at_least("adapter.rank", self.rank, 0)
-        _at_least("adapter.alpha", self.alpha, 1)
-        _positive("adapter.learning_rate", self.learning_rate)
+        _low_rank("adapter", self, least=0)
 
 
 ATTACKS = (
@@ -633,9 +637,7 @@ class LoraConfig:
     learning_rate: float = 2e-4
 
     def __post_init__(self) -> None:
-        _at_least("nlu.lora.rank", self.rank, 1)
-        _at_least("nlu.lora.alpha", self.alpha, 1)
-        _positive("nlu.lora.learning_rate", self.learning_rate)
+        _low_rank("nlu.lora", self, least=1)
 
 
 @dataclass

@@ -174,5 +174,4 @@ def test_replication_runs_are_settings_that_exist(benchmark: Callable[[str], Any
     assert found["cnn-dailymail"].data.name == "cnn_dailymail"
     assert found["gemma-3-270m"].model.name == "gemma-3-270m"
     slugs = {slug_of(replication.title(name)) for name in found}
-    assert slugs == {replication.title(name).lower().replace(" ", "-") for name in found}
     assert len(slugs) == len(found)

@@ -242,10 +242,7 @@ class Posterior:
         return self.ids.gather(1, scores.topk(top_k).indices)
 
 
-# --- the exact pass ------------------------------------------------------------------------------------------------
-
-
-def _real(lattice: "Lattice", lengths: Tensor) -> Tensor:
+def _real(lattice: Lattice, lengths: Tensor) -> Tensor:
     """(S, T) which positions hold a token."""
     return torch.arange(lattice.ids.shape[1], device=lengths.device) < lengths[:, None]
 

@@ -30,6 +30,7 @@ class SemanticDEL(Method):
     words: Tensor
     prior: Tensor
     centres: Tensor
+    log_mass: Tensor
 
     def __init__(
         self,
@@ -66,8 +67,6 @@ class SemanticDEL(Method):
         self.register_buffer("centres", total / mass[:, None], persistent=False)
         self.register_buffer("log_mass", mass.log(), persistent=False)
         self._set(mu)
-
-    log_mass: Tensor
 
     def _set(self, value: float) -> None:
         super()._set(value)

@@ -44,12 +44,9 @@ class PromptTuning(FrozenBackboneModule):
         self.split = split
         self.split.requires_grad_(False)
         split.prompt.requires_grad_(True)
-        self._groups: list[dict[str, Any]] = [{"params": list(split.prompt.parameters())}]
-        if adapter is not None:
-            weights = list(adapter.weights().values())
-            for weight in weights:
-                weight.requires_grad_(True)
-            self._groups.append({"params": weights, "lr": adapter_learning_rate})
+        self.adapter_learning_rate = adapter_learning_rate
+        for weight in adapter.weights().values() if adapter is not None else ():
+            weight.requires_grad_(True)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """NLL of the continuation given the privatised prompt; logits only where the loss is."""
@@ -58,6 +55,11 @@ class PromptTuning(FrozenBackboneModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear decay; the adapter at a learning rate of its own."""
-        optimizer = torch.optim.AdamW(self._groups, lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
+        trained = self.trainable()  # asked for now: a strategy may have wrapped what was there at the start
+        ours = {name: weight for name, weight in trained.items() if name.startswith("split.prompt.")}
+        groups: list[dict[str, Any]] = [{"params": list(ours.values())}]
+        if adapter := [weight for name, weight in trained.items() if name not in ours]:
+            groups.append({"params": adapter, "lr": self.adapter_learning_rate})
+        optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
         schedule = warmup_then_linear_decay(optimizer, self.config.warmup_steps, self.config.steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}

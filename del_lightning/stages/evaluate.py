@@ -100,10 +100,10 @@ def read_samples(artifact: Artifact) -> list[dict[str, str]]:
 @torch.inference_mode()
 def _build(ws: Workspace, setting: Setting, prompt: Artifact | None, folder: Path) -> Outcome:
     name = row_label(setting, prompt is not None)
-    expected = [] if setting.method in TEXT_ONLY else ws.clean_choices  # of the plain model, before an adapter comes
+    expected = None if setting.method in TEXT_ONLY else ws.clean_choices  # of the plain model, before an adapter comes
     with prompt_stage.adapted(ws, prompt) as soft_prompt:
         split = SplitModel(ws.llm, build_method(ws, setting), soft_prompt).eval()
-        scored = _teacher_forced(ws, split, expected, name) if expected else {}
+        scored = {} if expected is None else _teacher_forced(ws, split, expected, name)
         received = [] if setting.method == "local-only" else _continuations(ws, split, name)
     continuations = _mended(ws, setting.method, received) if setting.method in TEXT_ONLY else received
     coherence = _coherence(ws, continuations)

@@ -183,6 +183,7 @@ def _row(ws: Workspace, found: list[Setting], setting: Setting, soft_prompt: boo
     prompts = ws.data.prompts()
     release = method.release(torch.tensor([prompts[0].private_ids], device=ws.device))
     attacks, metrics = attack.ensure(ws, setting), artifact.result.metrics
+    rank = ws.config.adapter.rank
     return LeaderboardRow(
         method=setting.method,
         label=setting.label,
@@ -194,7 +195,7 @@ def _row(ws: Workspace, found: list[Setting], setting: Setting, soft_prompt: boo
         soft_prompt=soft_prompt,
         virtual_tokens=ws.config.prompt.virtual_tokens if soft_prompt else None,
         prompt_steps=prompt.ensure(ws, setting).result.details["steps"] if soft_prompt else None,
-        adapter_rank=ws.config.adapter.rank or None if soft_prompt else None,
+        adapter_rank=rank if soft_prompt and rank else None,
         perplexity=metrics.get("perplexity"),
         coherence=metrics["coherence"],
         agreement=metrics.get("agreement"),
