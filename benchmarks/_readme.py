@@ -9,8 +9,9 @@ from pathlib import Path
 
 from del_lightning.report import arrange, nlu, pictures, prose, words
 from del_lightning.report.arrange import Entry
+from del_lightning.report.markdown import markdown_rows
 from del_lightning.report.schema import AttackedSetting, Estimate, Leaderboard, LeaderboardRow, NluLeaderboard, NluRow
-from del_lightning.report.tables import ATTACKED_NOTE, attacked_rows, markdown_rows
+from del_lightning.report.tables import ATTACKED_NOTE, attacked_rows
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

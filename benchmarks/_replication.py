@@ -37,6 +37,17 @@ JOBS: dict[str, list[str]] = {
         "soft_prompts=[clean,mean,del,gaussian-code,metric-dp]",
         *("evaluate.seeds=[0,1,2]", "matching=[nearest]"),
     ],
+    # The headline comparison with every part trained anew under other seeds; the leaderboards have seed 0.
+    **{
+        f"{corpus}-seed-{seed}": [
+            *(f"experiment=leaderboard/{corpus}", f"seed={seed}", "targets=[0.1]", "matching=[nearest]"),
+            "methods=[clean,mean,del,gaussian-code,metric-dp,rantext]",
+            "soft_prompts=[clean,mean,del,gaussian-code]",
+            *("evaluate.seeds=[0,1,2]", "attack.prompts=64"),
+        ]
+        for corpus in ("ptb", "wikitext2")
+        for seed in (1, 2)
+    },
     # A second language model.
     "gemma-3-270m": [*PTB, "model=gemma3", "targets=[0.1]", "methods=[clean,mean,del,gaussian-code]",
                      "soft_prompts=[clean,mean,del,gaussian-code]"],

@@ -32,7 +32,7 @@ from del_lightning.attacks import (
 from del_lightning.codec import default_dim, pca_codec
 from del_lightning.config import DataConfig, ModelConfig
 from del_lightning.data import GenerationDataModule, load_corpus
-from del_lightning.llm import load_llm
+from del_lightning.loading import load_llm
 from del_lightning.methods import DEL
 from del_lightning.seeding import stream
 

@@ -73,7 +73,7 @@ def load(case: Case) -> "tuple[SplitModel, dict[int, list[Batch]]]":
 
     from del_lightning.config import DataConfig, ModelConfig
     from del_lightning.data import GenerationDataModule, load_corpus
-    from del_lightning.llm import load_llm
+    from del_lightning.loading import load_llm
     from del_lightning.prompt import SoftPrompt
     from del_lightning.split import SplitModel
 

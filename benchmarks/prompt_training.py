@@ -191,7 +191,7 @@ def make_batches(case: Case) -> "list[Batch]":
     """Training batches of the Lee news corpus, one a step."""
     from del_lightning.config import DataConfig, ModelConfig
     from del_lightning.data import GenerationDataModule, load_corpus
-    from del_lightning.llm import load_llm
+    from del_lightning.loading import load_llm
 
     config = DataConfig(name="lee", train_tokens=case.block_tokens, split_ratio=list(case.split_ratio))
     tokenizer = load_llm(ModelConfig(name=case.model, dtype=case.dtype)).tokenizer
@@ -207,7 +207,7 @@ def run_contender(name: str, case: Case, batches: str) -> None:
     import torch
 
     from del_lightning.config import ModelConfig
-    from del_lightning.llm import load_llm
+    from del_lightning.loading import load_llm
 
     llm = load_llm(ModelConfig(name=case.model, dtype=case.dtype))
     stored = torch.load(batches, weights_only=True)

@@ -20,7 +20,7 @@ from _common import RESULTS, show, spread, write_result
 from torch import Tensor
 
 from del_lightning.config import ModelConfig
-from del_lightning.llm import load_llm
+from del_lightning.loading import load_llm
 from del_lightning.privacy import SecureSampler, StochasticQuantizer
 
 MU, DIM, BOUND = 10.0, 18, 0.05

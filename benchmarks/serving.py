@@ -170,7 +170,7 @@ class Offline:
     """The evaluation's model on the export of a folder."""
 
     def __init__(self, folder: Path, model: str, dtype: str, virtual_tokens: int) -> None:
-        from del_lightning.llm import load_llm
+        from del_lightning.loading import load_llm
         from del_lightning.serve.bundle import Bundle
         from del_lightning.split import SplitModel
 
@@ -236,7 +236,7 @@ def work_off(job: Mapping[str, Any]) -> None:
     import torch
 
     from del_lightning.config import ModelConfig
-    from del_lightning.llm import load_llm
+    from del_lightning.loading import load_llm
 
     case = Case(**job["case"])
     clients = max(case.clients)

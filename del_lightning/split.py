@@ -21,7 +21,8 @@ from del_lightning.codec import LinearCodec
 from del_lightning.config import ModelConfig
 from del_lightning.data import Batch
 from del_lightning.errors import ArtifactError
-from del_lightning.llm import FrozenLLM, load_llm
+from del_lightning.llm import FrozenLLM
+from del_lightning.loading import load_llm
 from del_lightning.methods import DEL, Method, Release
 from del_lightning.prompt import SoftPrompt
 from del_lightning.seeding import stream

@@ -138,4 +138,4 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def offline_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test may wait for a network."""
     monkeypatch.setattr("del_lightning.assets.hub_problem", lambda: "the hub cannot be reached")
-    monkeypatch.setattr("del_lightning.llm._hub_files", lambda config: None)
+    monkeypatch.setattr("del_lightning.loading._hub_files", lambda config: None)

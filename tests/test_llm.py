@@ -13,10 +13,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 from torch import Tensor
 
-from del_lightning import assets, llm
+from del_lightning import assets, loading
 from del_lightning.config import ModelConfig
 from del_lightning.errors import AssetError, ConfigError
-from del_lightning.llm import Continuations, FrozenLLM, check_llm, load_llm
+from del_lightning.llm import Continuations, FrozenLLM
+from del_lightning.loading import check_llm, load_llm
 
 FAMILIES = ("llama", "qwen2", "gpt2", "opt", "gemma", "gemma2", "gemma3", "mixtral")
 Factory = Callable[..., FrozenLLM]
@@ -385,7 +386,7 @@ def test_packaged_model_means_something_and_is_converted_once(monkeypatch: pytes
     def again(*_args: object) -> None:
         raise AssertionError("converted a second time")
 
-    monkeypatch.setattr(llm, "_convert_gguf", again)
+    monkeypatch.setattr(loading, "_convert_gguf", again)
     assert load_llm(ModelConfig(name="SmolLM2-135M-Instruct", dtype="bfloat16")).fingerprint == first.fingerprint
 
 

@@ -4,7 +4,8 @@
     words    numbers and phrases: three significant digits, intervals, a guarantee in one phrase
     arrange  which rows are one setting, and which settings stand side by side
     prose    the summary, the warnings, the guarantees in words
-    tables   the leaderboard's columns, as Markdown and for the terminal
+    tables   the leaderboard's columns
+    markdown, console   the same as Markdown and for the terminal
     drawing  how figures become inline SVG, and each method's colour and marker
     plots    the figures
     page     one self-contained HTML page, and ``write_report``
@@ -17,12 +18,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from del_lightning.report.console import console_table
+    from del_lightning.report.markdown import render_markdown
     from del_lightning.report.page import render_html, write_report
-    from del_lightning.report.tables import console_table, render_markdown
 
 __all__ = ["console_table", "render_html", "render_markdown", "write_report"]
 
-_HOMES = {"console_table": "tables", "render_html": "page", "render_markdown": "tables", "write_report": "page"}
+_HOMES = {
+    "console_table": "console",
+    "render_html": "page",
+    "render_markdown": "markdown",
+    "write_report": "page",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -24,18 +24,11 @@ from del_lightning.config import END_TO_END
 from del_lightning.report import drawing, words
 from del_lightning.report.arrange import HEADLINE_TARGET, REFERENCE
 from del_lightning.report.drawing import HUES, INK, MARKERS, MUTED, PAPER, WITH, Shared, Style
+from del_lightning.report.markdown import escape, markdown_rows, markdown_table
 from del_lightning.report.rendering import ALONE, Place, render
 from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
 from del_lightning.report.stored import write_board
-from del_lightning.report.tables import (
-    Cell,
-    environment_rows,
-    escape,
-    estimate_cell,
-    markdown_rows,
-    markdown_table,
-    missing,
-)
+from del_lightning.report.tables import Cell, environment_rows, estimate_cell, missing
 
 HEADLINE_BITS = 4
 """The summary quotes DEL at the bits nearest to this."""

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from del_lightning.artifacts import write_text
 from del_lightning.report import arrange, drawing, gallery, plots, prose, tables, words
+from del_lightning.report.markdown import render_markdown
 from del_lightning.report.rendering import ALONE, Place, encodable, render
 from del_lightning.report.schema import GalleryPrompt, Leaderboard, Sample, Texts
 from del_lightning.report.stored import write_board
@@ -226,6 +227,6 @@ def write_report(
     write_board(folder / "leaderboard.json", board)
     texts = Texts(title=board.title, generated=board.generated, samples=samples, gallery=list(prompts))
     write_text(folder / "texts.json", encodable(json.dumps(texts.model_dump(mode="json"), ensure_ascii=False)) + "\n")
-    write_text(folder / "report.md", tables.render_markdown(board))
+    write_text(folder / "report.md", render_markdown(board))
     write_text(folder / "index.html", render_html(board, samples, prompts))
     return folder / "index.html"

@@ -7,11 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
 from del_lightning.report import arrange, prose, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import (
@@ -435,112 +430,8 @@ def environment_rows(environment: Environment) -> list[tuple[str, str]]:
     ]
 
 
-def escape(text: str) -> str:
-    """Keep text from opening a cell, a tag, a link or a line of its own."""
-    flat = " ".join(text.splitlines()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for mark in ("\\", "|", "`", "*"):
-        flat = flat.replace(mark, "\\" + mark)
-    return flat.replace("](", "]\\(")
-
-
-def markdown_table(heading: list[str], lines: list[list[str]]) -> str:
-    """A table in Markdown; headings are taken as they are, cells are escaped."""
-    rows = [heading, ["---"] * len(heading), *([escape(cell) for cell in line] for line in lines)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _markdown_group(board: Leaderboard, group: arrange.Group) -> str:
-    shown = columns(board, group.entries)
-    heading = ["Method", *(escape(column.line) for column in shown)]
-    lines = [
-        [method_cell(board, group, entry).line, *(column.cell(entry).line for column in shown)]
-        for entry in group.entries
-    ]
-    return markdown_table(heading, lines)
-
-
-def markdown_rows(rows: list[dict[str, str]]) -> str:
-    """Rows with equal keys as a table in Markdown."""
-    return markdown_table(list(rows[0]), [list(line.values()) for line in rows])
-
-
-def render_markdown(board: Leaderboard) -> str:
-    """The report as Markdown: summary, leaderboard, device, calibration, notes, environment. No data-set text."""
-    parts = [f"# {escape(board.title)}", escape(" ".join(prose.summary(board)))]
-    parts += ["## Leaderboard", escape(reading_note(board))]
-    for group in arrange.groups(board):
-        parts += [f"### {escape(group.title)}", _markdown_group(board, group)]
-    if notes := prose.caveats(board):
-        parts += ["Caveats of the guarantees:", "\n".join(f"- {escape(note.line)}" for note in notes)]
-    if devices := device_rows(board):
-        parts += ["## On the user's device", markdown_rows(devices)]
-    if recovered := recovery_rows(board):
-        parts += ["## What each attack recovers", markdown_rows(recovered)]
-    if attacked := attacked_rows(board):
-        parts += ["## Every attack at every setting", markdown_rows(attacked), ATTACKED_NOTE]
-    if calibrations := calibration_rows(board):
-        parts += ["## Calibration", markdown_rows(calibrations)]
-    parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in prose.warnings(board)) or "None."]
-    environment = [[name, value] for name, value in environment_rows(board.environment)]
-    parts += ["## Environment", markdown_table(["", ""], environment)]
-    took = f"Generated {words.moment(board.generated)}; the runs behind it took {words.duration(board.wall_seconds)}."
-    parts += [took, "More: [figures and samples](index.html), [all numbers](leaderboard.json)."]
-    return "\n\n".join(parts) + "\n"
-
-
 def reading_note(board: Leaderboard) -> str:
     """How to read the tables."""
     size = shared_prompt_size(board)
     prompts = f" A soft prompt has {size} unless the row says otherwise." if size else ""
     return f"Each value with its 95% interval.{prompts}"
-
-
-def console_table(board: Leaderboard) -> Group:
-    """The leaderboard for a terminal of 100 columns: values only, one block a group; the report has the intervals.
-
-    Of the privacy figures it shows epsilon of a whole prompt, the one that needs no company.
-    """
-    groups = arrange.groups(board)
-    width = max((len(_console_name(e, group)) for group in groups for e in group.entries), default=0)
-    blocks = [_console_block(board, group, max(width, 12)) for group in groups]
-    caption = f"{board.prompts} prompts; 95% intervals are in the report. ε: of a prompt, δ = {_delta(board)}."
-    return Group(Text(board.title, style="italic"), *blocks, Text(caption, style="dim italic"))
-
-
-_CONSOLE: tuple[tuple[str, str, Callable[[Entry], Estimate | None]], ...] = (
-    ("R", ".3f", lambda entry: entry.retained),
-    ("worst\nASR", ".1%", lambda entry: words.worst_attack(entry.row)),
-    ("nearest\nASR", ".1%", lambda entry: words.attack_result(entry.row, words.is_nearest)),
-    ("PPL", ",.1f", lambda entry: None if entry.plain is None else entry.plain.perplexity),
-    ("PPL +\nprompt", ",.1f", lambda entry: None if entry.prompted is None else entry.prompted.perplexity),
-)
-"""Heading, format and content of the terminal's columns of estimates."""
-
-
-def _console_name(entry: Entry, group: arrange.Group) -> str:
-    return entry.name if group.together else entry.row.label
-
-
-def _console_block(board: Leaderboard, group: arrange.Group, width: int) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False)
-    table.title, table.title_justify = Text(group.title, style="bold"), "left"
-    table.add_column("Method", min_width=12)  # the only one that a narrow terminal may wrap
-    for heading in (*(heading for heading, *_ in _CONSOLE), "certi-\nfied", "ε of a\nprompt", "bits a\ntoken"):
-        table.add_column(heading, justify="right", no_wrap=True, min_width=max(map(len, heading.split("\n"))))
-    for entry in group.entries:
-        cells = [_plain(pick(entry), style) for _, style, pick in _CONSOLE]
-        row = entry.row
-        cells.append(words.MISSING if row.certified is None else format(min(row.certified, 1.0), ".1%"))
-        epsilon = row.privacy.epsilon_sequence
-        cells += ["none" if epsilon is None else f"{epsilon:,.0f}", f"{row.communication.bits_per_token:,.0f}"]
-        table.add_row(Text(_console_name(entry, group).ljust(width)), *cells)
-    return table
-
-
-def _plain(estimate: Estimate | None, style: str) -> str:
-    return words.MISSING if estimate is None else format(estimate.value, style)
-
-
-def _delta(board: Leaderboard) -> str:
-    deltas = {row.privacy.delta for row in board.rows if row.privacy.delta}
-    return ", ".join(words.setting(delta) for delta in sorted(deltas)) or words.MISSING

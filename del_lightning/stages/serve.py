@@ -20,7 +20,8 @@ import uvicorn
 from del_lightning.artifacts import PARTIAL, read_result
 from del_lightning.config import Config, ServeConfig
 from del_lightning.errors import ConfigError
-from del_lightning.llm import FrozenLLM, check_llm, load_llm
+from del_lightning.llm import FrozenLLM
+from del_lightning.loading import check_llm, load_llm
 from del_lightning.serve.access import KeyLimits, read_keys
 from del_lightning.serve.base import Engine
 from del_lightning.serve.bundle import Manifest

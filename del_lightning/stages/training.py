@@ -135,9 +135,7 @@ def fit(
         Followed: The training is over and this is not rank 0.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    schedule, home = module.config, _home(module, config)
-    history = History(config.log_every)
-    validate_every = min(schedule.validate_every, schedule.steps)
+    home, history = _home(module, config), History(config.log_every)
     best = _BestCheckpoint(
         folder,
         filename="best",
@@ -146,38 +144,63 @@ def fit(
         save_weights_only=True,
         enable_version_counter=False,
     )
-    last = _LastCheckpoint(folder, config.checkpoint_every, validate_every)
-    extra = _optional_callbacks(config, module.monitor, schedule.patience)
+    last = _LastCheckpoint(folder, config.checkpoint_every, _validate_every(module))
+    extra = _optional_callbacks(config, module.monitor, module.config.patience)
     with _without_advice():
-        trainer = L.Trainer(
-            accelerator=pick_device(config).type,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            strategy=strategy(config),
-            precision=cast(Any, "32-true" if full_precision else config.precision),
-            max_steps=schedule.steps,
-            accumulate_grad_batches=config.accumulate_grad_batches,
-            gradient_clip_val=schedule.gradient_clip,
-            val_check_interval=validate_every * config.accumulate_grad_batches,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            log_every_n_steps=config.log_every,
-            logger=logger,
+        trainer = _trainer(
+            module,
+            config,
+            folder,
             callbacks=[*callbacks, history, _Stopwatch(folder), best, last, *extra],
-            enable_progress_bar=config.progress_bar,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=folder,
-            plugins=[SafetensorsIO()],
+            logger=logger,
+            precision="32-true" if full_precision else config.precision,
         )
-        resume = last.path if last.path.exists() else None
-        trainer.fit(module, data, ckpt_path=resume)
+        trainer.fit(module, data, ckpt_path=last.path if last.path.exists() else None)
     score = _take_best(module, best, folder)
     # Lightning leaves everything, the shared language model too, on the CPU.
     module.to(home)
     if not trainer.is_global_zero:
         raise ranks.Followed
     return Fit(history.rows, trainer.global_step, score)
+
+
+def _validate_every(module: FrozenBackboneModule) -> int:
+    """Steps between two validations; a short training is validated once, at its end."""
+    return min(module.config.validate_every, module.config.steps)
+
+
+def _trainer(
+    module: FrozenBackboneModule,
+    config: TrainerConfig,
+    folder: Path,
+    *,
+    callbacks: list[L.Callback],
+    logger: Logger | bool,
+    precision: str,
+) -> L.Trainer:
+    """Lightning's Trainer for the module's schedule."""
+    schedule = module.config
+    return L.Trainer(
+        accelerator=pick_device(config).type,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=strategy(config),
+        precision=cast(Any, precision),
+        max_steps=schedule.steps,
+        accumulate_grad_batches=config.accumulate_grad_batches,
+        gradient_clip_val=schedule.gradient_clip,
+        val_check_interval=_validate_every(module) * config.accumulate_grad_batches,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every,
+        logger=logger,
+        callbacks=callbacks,
+        enable_progress_bar=config.progress_bar,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        plugins=[SafetensorsIO()],
+    )
 
 
 def _home(module: FrozenBackboneModule, config: TrainerConfig) -> torch.device:

@@ -26,7 +26,8 @@ from del_lightning.config import Config
 from del_lightning.data import GenerationDataModule, check_corpus, load_corpus
 from del_lightning.data.tokens import Ragged
 from del_lightning.errors import ConfigError
-from del_lightning.llm import FrozenLLM, check_llm, load_llm
+from del_lightning.llm import FrozenLLM
+from del_lightning.loading import check_llm, load_llm
 from del_lightning.memory import MemoryPlan
 from del_lightning.methods import Method
 from del_lightning.methods.factory import (

@@ -14,7 +14,7 @@ from del_lightning.config import ModelConfig
 from del_lightning.data import load_corpus
 from del_lightning.data.tokens import tokenize, unigram_counts
 from del_lightning.errors import ConfigError
-from del_lightning.llm import load_llm
+from del_lightning.loading import load_llm
 from del_lightning.methods import DEL, Clean, Method, Release
 from del_lightning.metrics import clopper_pearson, paired_difference
 from del_lightning.privacy import PrivacyStatement, StochasticQuantizer

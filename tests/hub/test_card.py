@@ -106,7 +106,7 @@ def test_its_example_runs(split: SplitModel, folder: Path, monkeypatch: pytest.M
         asked.append(config)
         return split.llm
 
-    monkeypatch.setattr("del_lightning.llm.load_llm", load)
+    monkeypatch.setattr("del_lightning.loading.load_llm", load)
     printed: list[str] = []
     exec(example(card_of(folder)).replace("FOLDER OR REPOSITORY", str(folder)), {"print": printed.append})
     assert asked == [ModelConfig("FOLDER OF THE MODEL", "float32")]

@@ -6,6 +6,8 @@ import pytest
 from rich.console import Console
 
 from del_lightning.report import arrange, tables, words
+from del_lightning.report.console import console_table
+from del_lightning.report.markdown import render_markdown
 from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow
 from tests.report.factory import NEAREST, OPTIMAL, attacked, make_board, make_large_board, other_row, rate, row
 
@@ -25,7 +27,7 @@ def shown(board: Leaderboard) -> dict[str, tables.Cell]:
 
 def test_markdown_holds_every_row_with_its_interval() -> None:
     board = make_board()
-    text = tables.render_markdown(board)
+    text = render_markdown(board)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     for item in board.rows:
         line = next(line for line in lines if line.startswith(f"| {item.label} |"))
@@ -39,7 +41,7 @@ def test_markdown_holds_every_row_with_its_interval() -> None:
 
 def test_markdown_of_many_methods_has_a_table_a_group() -> None:
     board = make_large_board()
-    text = tables.render_markdown(board)
+    text = render_markdown(board)
     for group in arrange.groups(board):
         assert f"### {group.title}\n" in text
     assert text.count("| DEL |") >= 9
@@ -48,7 +50,7 @@ def test_markdown_of_many_methods_has_a_table_a_group() -> None:
 
 
 def test_markdown_never_shows_a_bare_mu() -> None:
-    for line in tables.render_markdown(make_board()).splitlines():
+    for line in render_markdown(make_board()).splitlines():
         for part in re.split(r"\|", line):
             if BARE_MU.search(part):
                 assert "ε" in part, part
@@ -61,7 +63,7 @@ def test_mu_without_epsilon_is_withheld() -> None:
     cell = tables.parameter_cell(item)
     assert cell.text == words.MISSING
     assert "not shown" in cell.title
-    assert "21.4" not in tables.render_markdown(board)
+    assert "21.4" not in render_markdown(board)
 
 
 def test_missing_values_say_why() -> None:
@@ -95,7 +97,7 @@ def test_nothing_sent_is_infinitely_smaller() -> None:
 
 def test_markdown_cannot_be_broken_by_text() -> None:
     board = make_board(notes=["a | b\n<img src=x> [link](http://x)"], title="T\n# U")
-    text = tables.render_markdown(board)
+    text = render_markdown(board)
     assert r"a \| b &lt;img src=x&gt; [link]\(http://x)" in text
     assert text.startswith("# T # U\n")
 
@@ -105,7 +107,7 @@ def test_console_table_shows_every_entry_in_100_columns(make: Callable[[], Leade
     board = make()
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(tables.console_table(board))
+        console.print(console_table(board))
     printed = capture.get()
     assert "…" not in printed
     for group in arrange.groups(board):
@@ -121,7 +123,7 @@ def test_console_table_keeps_its_columns_in_80_columns() -> None:
     board = make_large_board()
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(tables.console_table(board))
+        console.print(console_table(board))
     printed = capture.get()
     assert "…" not in printed
     lines = [line.split() for line in printed.splitlines() if line.startswith("DEL ")]
@@ -133,7 +135,7 @@ def test_console_table_does_not_read_markup() -> None:
     board = make_board(rows=[row("clean", False, label="[red]x[/nope]")])
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(tables.console_table(board))
+        console.print(console_table(board))
     assert "[red]x[/nope]" in capture.get()
 
 
@@ -240,7 +242,7 @@ def test_attacks_are_compared_a_setting_a_line() -> None:
     assert first["Certified, one token"] == "≤ 41.0%"
     assert first["Bayes-optimal − nearest neighbour"] == "+9.0 [+8.0,\u00a0+10.0]"
     assert second["LM prior, marginals"] == second["LM prior, marginals − Bayes-optimal"] == words.MISSING
-    assert "## Every attack at every setting" in tables.render_markdown(board)
+    assert "## Every attack at every setting" in render_markdown(board)
     assert tables.attacked_rows(make_board()) == []
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from del_lightning import ranks
 from del_lightning.callbacks import AttackMonitor, CommunicationMonitor, PrivacyMonitor
 from del_lightning.config import ModelConfig, PromptConfig, TrainerConfig
-from del_lightning.llm import load_llm
+from del_lightning.loading import load_llm
 from del_lightning.modules import PromptTuning
 from del_lightning.stages.training import fit
 from tests.modules.factory import data_for, split_for

@@ -16,7 +16,8 @@ from del_lightning.__main__ import main
 from del_lightning.config import Config, MechanismConfig, ModelConfig, PublishConfig
 from del_lightning.errors import ConfigError, RemoteError
 from del_lightning.hub import read_folder
-from del_lightning.llm import FrozenLLM, load_llm
+from del_lightning.llm import FrozenLLM
+from del_lightning.loading import load_llm
 from del_lightning.report.schema import Leaderboard
 from del_lightning.split import SplitModel
 from del_lightning.stages import publish

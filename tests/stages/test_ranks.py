@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from del_lightning.config import Config, TrainerConfig
+from del_lightning.config import Config, ModelConfig, TrainerConfig
 from del_lightning.errors import ConfigError
-from del_lightning.llm import ModelConfig, load_llm
+from del_lightning.loading import load_llm
 from del_lightning.stages.training import pick_device
 from tests.stages.factory import board_of, command_line, config_for, kill_when, need, timeless
 
