@@ -5,9 +5,14 @@ A number is never stored bare: :class:`Estimate` carries its sample size and, wh
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 2
+
+
+def _is_empty(found: list[Any]) -> bool:
+    """Whether a field that older boards lack stays out of the file."""
+    return not found
 
 
 class Record(BaseModel):
@@ -154,6 +159,9 @@ class LeaderboardRow(Record):
     device: DeviceColumns | None = None
     clipped_share: float | None = None
     """Share of code coordinates that clipping changed."""
+    nll_by_prompt: list[float] = Field(default=[], exclude_if=_is_empty)
+    """Mean NLL of each prompt's continuation (nats a token, over seeds), which pairs rows of different boards; empty
+    where the server returns text only, and in boards from before it was kept."""
 
 
 class Sample(Record):
@@ -420,6 +428,8 @@ class Leaderboard(Record):
     prompts: int
     private_tokens: int
     """Private tokens over all prompts, each counted once."""
+    reference_tokens: list[int] = Field(default=[], exclude_if=_is_empty)
+    """Tokens of each prompt's continuation that perplexity is measured on; empty in older boards."""
     seeds: list[int]
     rows: list[LeaderboardRow]
     calibrations: list[MethodCalibration]

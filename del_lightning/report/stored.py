@@ -17,8 +17,8 @@ from del_lightning.report.schema import Estimate
 DIGITS = 7
 """Significant digits of a measured figure. No interval in this project is narrower than a thousandth of its value."""
 
-MEASURED = ("history",)
-"""Fields of measured figures that are no estimates: training curves."""
+MEASURED = ("history", "nll_by_prompt")
+"""Fields of measured figures that are no estimates: training curves, and the NLL of each prompt."""
 
 
 def write_board(path: Path, board: BaseModel) -> None:

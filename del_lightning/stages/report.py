@@ -126,6 +126,7 @@ def leaderboard(ws: Workspace, found: list[Setting]) -> Leaderboard:
         encoder=ws.encoder.name,
         prompts=len(private),
         private_tokens=sum(private),
+        reference_tokens=[len(p.reference_ids) for p in ws.data.prompts()],
         seeds=list(ws.config.evaluate.seeds),
         rows=[_row(ws, found, setting, soft) for setting, soft in rows_of(ws, found)],
         calibrations=_calibrations(ws),
@@ -208,6 +209,7 @@ def _row(ws: Workspace, found: list[Setting], setting: Setting, soft_prompt: boo
         communication=_communication(method.payload_bits(release) / release.tokens, ws.llm.hidden_size),
         device=DeviceColumns.model_validate(artifact.result.details["device"]),
         clipped_share=artifact.result.details["clipped_share"],
+        nll_by_prompt=[] if (nll := evaluate.mean_nll(artifact)) is None else nll.tolist(),
     )
 
 

@@ -130,6 +130,23 @@ def test_fewer_bits_may_cost_a_tenth(ppl: float, verdict: str) -> None:
     assert judged(rules.bits, coarse(1, ppl), coarse(8, 50.0)).verdict == verdict
 
 
+def by_prompt(board: Leaderboard, nll: list[float]) -> Leaderboard:
+    """The board with the NLL of two prompts, and intervals of perplexity too wide to say anything."""
+    wide = estimate(50.0, spread=3.0)
+    changed = turned(board, lambda row: {} if row.is_control else {"nll_by_prompt": nll, "perplexity": wide})
+    return changed.model_copy(update={"reference_tokens": [10, 30]})
+
+
+@pytest.mark.parametrize(("nll", "verdict"), [([3.0, 5.0], "agrees"), ([3.5, 5.5], "disagrees")])
+def test_rows_of_two_boards_are_paired_prompt_by_prompt(nll: list[float], verdict: str) -> None:
+    few, most = coarse(1, 50.0), coarse(8, 50.0)
+    found = judged(rules.bits, by_prompt(few, nll), by_prompt(most, [3.01, 5.01]))
+    assert found.verdict == verdict
+    assert all(one.what.endswith("paired") for one in found.comparisons)
+    other = by_prompt(most, [3.01, 5.01]).model_copy(update={"reference_tokens": [10, 31]})
+    assert judged(rules.bits, by_prompt(few, nll), other).verdict == "undecided"
+
+
 def test_bits_are_compared_under_one_adapter_only() -> None:
     boards = coarse(1, 40.0), coarse(8, 50.0)
     boards[0].config["adapter"] = {"rank": 0, "alpha": 32}  # as good as none, which older boards do not name

@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def test_a_stored_board_reads_back(tmp_path: Path) -> None:
     assert any(math.isinf(row.communication.ratio_fp32) for row in again.rows)
     lines = (tmp_path / "leaderboard.json").read_text().splitlines()
     assert sum(line.startswith('{"method":') for line in lines) >= len(board.rows)  # a row a line
+
+
+def test_what_pairs_two_boards_is_kept_and_no_empty_list_of_it(tmp_path: Path) -> None:
+    board = make_board()
+    write_board(tmp_path / "old.json", board)
+    old = json.loads((tmp_path / "old.json").read_text())
+    assert "reference_tokens" not in old
+    assert not any("nll_by_prompt" in row for row in old["rows"])
+    board.rows[-1].nll_by_prompt = [1.23456789]
+    board.reference_tokens = [48]
+    write_board(tmp_path / "new.json", board)
+    again = Leaderboard.model_validate_json((tmp_path / "new.json").read_text())
+    assert (again.rows[-1].nll_by_prompt, again.reference_tokens) == ([1.234568], [48])
 
 
 def test_settings_and_guarantees_are_exact(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
+from del_lightning.metrics.intervals import bootstrap_ratio
 from del_lightning.report import arrange, nlu, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import (
@@ -337,7 +340,25 @@ def _perplexities(
     ours, theirs = _nats(rows[0]), _nats(rows[1])
     if ours is not None and theirs is not None and rows[0].perplexity and rows[1].perplexity:
         first, second = ((name, row.perplexity) for name, row in zip(names, rows, strict=True) if row.perplexity)
-        yield Comparison(runs, what, first, second, minus(theirs, ours), margin)
+        paired = _paired_nats(runs, rows)
+        if paired is not None:
+            what = f"{what}; difference in nats a token, paired"
+        yield Comparison(runs, what, first, second, paired or minus(theirs, ours), margin)
+
+
+def _paired_nats(runs: tuple[Run, Run], rows: tuple[LeaderboardRow, LeaderboardRow]) -> Estimate | None:
+    """The second row's nats a token minus the first's, prompt by prompt; None where a board does not hold them.
+
+    The runs must have the same prompts, which :func:`peers` sees to.
+    """
+    tokens = [run.board.reference_tokens for run in runs if isinstance(run.board, Leaderboard)]
+    if len(tokens) != len(runs) or tokens[0] != tokens[1]:
+        return None
+    if not all(len(row.nll_by_prompt) == len(tokens[0]) > 0 for row in rows):
+        return None
+    ours, theirs = (np.array(row.nll_by_prompt) for row in rows)
+    weight = np.array(tokens[0])
+    return bootstrap_ratio(weight * (theirs - ours), weight)
 
 
 def width(runs: Sequence[Run]) -> Finding:
