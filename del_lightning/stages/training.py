@@ -45,9 +45,10 @@ def pick_device(config: TrainerConfig) -> torch.device:
 def determined_by(config: TrainerConfig) -> dict[str, Any]:
     """What of the trainer's settings determines a trained part, for its key."""
     # A default is no part of the key: what was trained before there was a choice stays valid.
-    precision = {} if config.precision == TrainerConfig().precision else {"precision": config.precision}
-    together = config.devices * config.num_nodes
-    return {"accumulate": config.accumulate_grad_batches, **precision, **({} if together == 1 else {"ranks": together})}
+    default, together = TrainerConfig(), config.devices * config.num_nodes
+    chosen = {name: getattr(config, name) for name in ("precision", "compile")}
+    found = {name: value for name, value in chosen.items() if value != getattr(default, name)}
+    return {"accumulate": config.accumulate_grad_batches, **found, **({} if together == 1 else {"ranks": together})}
 
 
 @dataclass(frozen=True)

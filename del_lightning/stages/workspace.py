@@ -183,6 +183,8 @@ class Workspace:
     def llm(self) -> FrozenLLM:
         """The frozen language model on :attr:`device`, or in main memory if no device can hold all of it."""
         llm = load_llm(self.config.model)
+        if self.config.trainer.compile:
+            llm.compile_layers()  # before they are wrapped
         if self.config.trainer.activation_checkpointing:
             llm.recompute_layers()
         return llm.to(self.device) if self.memory is None or self.memory.fits_alone else llm
