@@ -81,16 +81,26 @@ CASES = (
 
 
 def train_ours(
-    llm: "FrozenLLM", batches: "Sequence[Batch]", case: Case, step_done: Callable[[], None], *, noise: bool = False
+    llm: "FrozenLLM",
+    batches: "Sequence[Batch]",
+    case: Case,
+    step_done: Callable[[], None],
+    *,
+    noise: bool = False,
+    devices: int = 1,
 ) -> float:
-    """Train with our LightningModule, as ``stages/training.py`` does; returns the mean loss over all steps."""
+    """Train with our LightningModule, as ``stages/training.py`` does; returns the mean loss over this rank's steps.
+
+    ``batches`` are those of this rank, one of ``devices``.
+    """
     import lightning as L
     from torch.utils.data import DataLoader
 
-    from del_lightning.config import PromptConfig
+    from del_lightning.config import PromptConfig, TrainerConfig
     from del_lightning.modules import PromptTuning
     from del_lightning.prompt import SoftPrompt
     from del_lightning.split import SplitModel
+    from del_lightning.strategies import strategy
 
     losses: list[float] = []
 
@@ -105,7 +115,8 @@ def train_ours(
     config = PromptConfig(virtual_tokens=case.virtual_tokens, steps=len(batches), learning_rate=LEARNING_RATE)
     trainer = L.Trainer(
         accelerator="auto",
-        devices=1,
+        devices=devices,
+        strategy=strategy(TrainerConfig(devices=devices)),
         max_steps=len(batches),
         gradient_clip_val=GRADIENT_CLIP,
         logger=False,

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from del_lightning import assets, loading
 from del_lightning.config import ModelConfig
 from del_lightning.errors import AssetError, ConfigError
-from del_lightning.llm import Continuations, FrozenLLM
+from del_lightning.llm import Continuations, FrozenLLM, decoder_layers
 from del_lightning.loading import check_llm, load_llm
 
 FAMILIES = ("llama", "qwen2", "gpt2", "opt", "gemma", "gemma2", "gemma3", "mixtral")
@@ -422,3 +423,49 @@ def test_recomputing_keeps_less(tiny_llm: Callable[..., FrozenLLM]) -> None:
     plain, recomputing = tiny_llm(layers=4), tiny_llm(layers=4)
     recomputing.recompute_layers()
     assert kept(recomputing) < 0.3 * kept(plain)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inductor's own imports
+def test_compiled_layers_give_the_same_gradients(tiny_llm: Callable[..., FrozenLLM]) -> None:
+    plain, compiled = tiny_llm("llama"), tiny_llm("llama")
+    compiled.compile_layers()
+    parts = [part for part in compiled.model.modules() if part._compiled_call_impl is not None]
+    assert {type(part).__name__ for part in parts} == {"LlamaRMSNorm", "LlamaMLP"}
+    for length in (5, 9):  # one compilation serves all lengths
+        inputs = torch.randn(2, length, plain.hidden_size, generator=torch.Generator().manual_seed(length))
+        found = []
+        for one in (plain, compiled):
+            rows = inputs.clone().requires_grad_()
+            states, logits = one.last(rows, torch.ones(2, length, dtype=torch.bool), shared=2)
+            logits.logsumexp(-1).sum().backward()
+            found.append((states.detach(), rows.grad))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def seen_attention(llm: FrozenLLM, length: int) -> str:
+    """Which attention a forward pass over so many positions runs with."""
+    seen: list[str] = []
+    layers = decoder_layers(llm.model)
+    assert layers is not None
+    hook = layers[0].register_forward_pre_hook(lambda *_: seen.append(llm.model.config._attn_implementation))
+    inputs = torch.randn(1, length, llm.hidden_size, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    llm.last(inputs, torch.ones(1, length, dtype=torch.bool))
+    hook.remove()
+    assert llm.model.config._attn_implementation == "sdpa"
+    return seen[0]
+
+
+def test_training_in_bfloat16_takes_the_attention_that_is_faster_there(tiny_llm: Callable[..., FrozenLLM]) -> None:
+    short, llm = 12, tiny_llm("llama").to(torch.bfloat16)
+    assert seen_attention(llm, short) == "eager"
+    assert seen_attention(llm, 129) == "sdpa"
+    with torch.no_grad():
+        assert seen_attention(llm, short) == "sdpa"
+    assert seen_attention(tiny_llm("llama"), short) == "sdpa"  # float32
+    llm.recompute_layers()
+    assert seen_attention(llm, short) == "sdpa"
+    with pytest.raises(RuntimeError):
+        llm.last(torch.randn(1, 3, 7, requires_grad=True), torch.ones(1, 3, dtype=torch.bool))
+    assert llm.model.config._attn_implementation == "sdpa"

@@ -27,6 +27,9 @@ from del_lightning.data.tokens import IntArray, Ragged, tokenize, tokenizer_cont
 from del_lightning.errors import DataError
 from del_lightning.seeding import stream
 
+SORTED_BATCHES = 50
+"""Global batches that are sorted by length together: many enough to save padding, few enough to stay random."""
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -127,11 +130,12 @@ class SteppedDataModule(L.LightningDataModule):
         super().__init__()
         self.batch_size, self.seed = batch_size, seed
 
-    def steps(self, items: int) -> Iterator[list[tuple[int, int]]]:
+    def steps(self, items: int, lengths: Tensor | None = None) -> Iterator[list[tuple[int, int]]]:
         """This rank's batches from the trainer's step on: (place in training, number of the item) of each member.
 
         All ranks walk one seeded permutation an epoch, side by side. What does not fill a global batch at the end
-        of an epoch is left out, so no item occurs twice in a step (unless there are too few to fill one).
+        of an epoch is left out, so no item occurs twice in a step (unless there are too few to fill one). With
+        ``lengths`` (items,) a global batch holds items of similar length, which saves padding.
         """
         rank, world = self.place_among_ranks()
         together = self.batch_size * world
@@ -144,7 +148,9 @@ class SteppedDataModule(L.LightningDataModule):
             ):
                 if place // epoch_length != epoch:
                     epoch = place // epoch_length
-                    order = torch.randperm(items, generator=stream("order", self.seed, epoch))
+                    generator = stream("order", self.seed, epoch)
+                    order = torch.randperm(items, generator=generator)[:epoch_length]
+                    order = order if lengths is None else _similar_together(order, lengths, together, generator)
                 batch.append((place, int(order[place % epoch_length])))
             yield batch
             step += 1
@@ -375,6 +381,14 @@ class GenerationDataModule(SteppedDataModule):
 
     def _batches(self, examples: Sequence[Example], size: int) -> list[Batch]:
         return [collate(examples[start : start + size], self.pad_id) for start in range(0, len(examples), size)]
+
+
+def _similar_together(order: Tensor, lengths: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """A random order (n,) with batches of similar length: sorted in pools of some batches, then batches shuffled."""
+    pools = torch.split(order, SORTED_BATCHES * size)
+    ordered = torch.cat([pool[lengths[pool].argsort(stable=True)] for pool in pools])
+    batches = torch.split(ordered, size)
+    return torch.cat([batches[i] for i in torch.randperm(len(batches), generator=generator)])
 
 
 def evenly(available: int, wanted: int) -> list[int]:

@@ -419,11 +419,12 @@ class GlueDataModule(SteppedDataModule):
         self.data = data
 
     def train_dataloader(self) -> "DataLoader[Batch]":
-        """Endless training batches; a global batch holds ``batch_size`` a rank."""
+        """Endless training batches of similar lengths; a global batch holds ``batch_size`` a rank."""
         return batch_loader(lambda: self._training_batches(self.data.part("train", self.seed)))
 
     def _training_batches(self, examples: list[LabelledExample]) -> Iterator[Batch]:
-        for batch in self.steps(len(examples)):
+        lengths = torch.tensor([len(example) for example in examples])
+        for batch in self.steps(len(examples), lengths):
             yield collate_labelled([examples[item] for _, item in batch], pad_id(self.data.tokenizer))
 
     def val_dataloader(self) -> "DataLoader[Batch]":

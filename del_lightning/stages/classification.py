@@ -152,7 +152,7 @@ def read_scores(artifact: Artifact) -> dict[str, list[float]]:
 def _schedule(task: NluTask, variant: str) -> dict[str, Any]:
     """The settings that a way to classify depends on."""
     config = task.config
-    found: dict[str, Any] = {"batch": config.eval_batch_size}
+    found: dict[str, Any] = {"batch": config.eval_batch_size, "order": "similar lengths together"}
     if variant in ("prompt", "lora", "snd-prompt"):
         found |= {"prompt": asdict(task.ws.config.prompt), "head": config.head}
     if variant == "lora":
