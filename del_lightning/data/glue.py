@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from del_lightning.config import NluConfig
 from del_lightning.data.corpora import check_columns, check_hub, parquet_files, read_parquet
 from del_lightning.data.generation import Batch, Prompt, SteppedDataModule, batch_loader, evenly, opening_ids, pad_id
-from del_lightning.data.tokens import IntArray, tokenize, tokenizer_content
+from del_lightning.data.tokens import Ragged, tokenize, tokenizer_content
 from del_lightning.errors import ConfigError, DataError
 from del_lightning.seeding import stream
 
@@ -375,7 +375,7 @@ class GlueData:
 
         Drawn without replacement as long as they last.
         """
-        pool = torch.from_numpy(self._flat(split).astype(np.int64))
+        pool = torch.from_numpy(self.tokens(split).flat.astype(np.int64))
         generator = stream("private tokens", seed)
         if len(pool) < n:
             return pool[torch.randint(len(pool), (n,), generator=generator)]
@@ -383,17 +383,17 @@ class GlueData:
 
     def unigram_counts(self, vocab_size: int, split: str = "train") -> Tensor:
         """How often each token occurs in the private text of a part: (vocab_size,) int64."""
-        return torch.bincount(torch.from_numpy(self._flat(split)).long(), minlength=vocab_size)[:vocab_size]
+        return torch.bincount(torch.from_numpy(self.tokens(split).flat).long(), minlength=vocab_size)[:vocab_size]
 
-    def _flat(self, split: str) -> IntArray:
-        """All private tokens of a part, of every row that it could use."""
+    def tokens(self, split: str) -> Ragged:
+        """The private text of a part, a row an example: what an attacker learns from which token follows which."""
+        rows = self.private_rows("test", range(len(self.rows("test")))) if split == "test" else self._part_rows(split)
+        offsets = np.cumsum([0, *map(len, rows)])
+        return Ragged(np.fromiter((token for row in rows for token in row), dtype=np.int32), offsets)
+
+    def _part_rows(self, split: str) -> list[list[int]]:
         held_out, pool = self._division
-        if split == "test":
-            rows = self.sentences("test")
-        else:
-            sentences = self.sentences("train")
-            rows = [sentences[row] for row in (held_out if split == "validation" else pool)]
-        return np.fromiter((token for row in rows for sentence in row for token in sentence), dtype=np.int32)
+        return self.private_rows("train", held_out if split == "validation" else pool)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -112,12 +112,6 @@ class NluTask:
             self._clean[name] = CleanStates(SplitModel(self.ws.llm))
         return self._clean[name]
 
-    def clean_states(self) -> Tensor:
-        """Clean pooled outputs (N, h) of the selecting part: the scale of the states that heads read."""
-        states = self.clean("validation", 0)
-        batches = self.data.batches("validation", self.config.eval_batch_size)
-        return torch.cat([states(batch.to(self.ws.device)) for batch in batches])
-
 
 def _bits(name: str) -> int | None:
     _, _, bits = name.partition("@")
@@ -154,13 +148,15 @@ def _schedule(task: NluTask, variant: str) -> dict[str, Any]:
     config = task.config
     found: dict[str, Any] = {"batch": config.eval_batch_size, "order": "similar lengths together"}
     if variant in ("prompt", "lora", "snd-prompt"):
-        found |= {"prompt": asdict(task.ws.config.prompt), "head": config.head}
+        found["prompt"] = asdict(task.ws.config.prompt)
+    if variant in ("prompt", "lora"):
+        found["head"] = config.head
     if variant == "lora":
         found["lora"] = asdict(config.lora)
     if variant in SND:
         found["denoiser"] = asdict(config.denoiser)
-    if variant in ("linear", *SND):
-        found["draws"] = config.draws
+    if variant in ("linear", *SND) or (variant in ("prompt", "lora") and config.head == "linear"):
+        found["draws"] = config.draws  # a head learns from cached states
     return found
 
 
@@ -232,10 +228,9 @@ class _Run:
     @contextmanager
     def _lora(self) -> "Iterator[Classifier]":
         """A low-rank adapter and a head, on the soft prompt's schedule."""
-        clean = self.task.clean_states()  # of the plain model, so before the adapter comes
         with low_rank_adapter(self.llm, self.task.config.lora, self.seed) as adapter:
             split = SplitModel(self.llm, self.method)
-            yield split, self._tuned(split, adapter.parameters, self.task.config.lora.learning_rate, clean)
+            yield split, self._tuned(split, adapter.parameters, self.task.config.lora.learning_rate)
             adapter.save(self.folder)
 
     # --- ways to classify in the SnD framework -----------------------------------------------------------------------
@@ -292,9 +287,9 @@ class _Run:
         config = self.task.ws.config.prompt
         return SoftPrompt.from_text(config.init_text, config.virtual_tokens, self.llm)
 
-    def _tuned(self, split: SplitModel, trained: int, rate: float, clean: Tensor | None = None) -> "Head | Verbaliser":
+    def _tuned(self, split: SplitModel, trained: int, rate: float) -> "Head | Verbaliser":
         """Train what in ``split`` requires a gradient, and the head, with the task's loss."""
-        head = self._head(self.task.clean_states() if clean is None else clean)
+        head = self._head(split)
         schedule = replace(self.task.ws.config.prompt, learning_rate=rate)
         self._fit(ClassifierTraining(split, head, schedule, self.seed), schedule.batch_size)
         self.trained["server"] += trained + sum(parameter.numel() for parameter in head.parameters())
@@ -302,25 +297,32 @@ class _Run:
             head.save(self.folder / HEAD)
         return head.eval()
 
-    def _head(self, states: Tensor) -> "Head | Verbaliser":
+    def _head(self, split: SplitModel) -> "Head | Verbaliser":
+        """What reads the last position.
+
+        A linear head starts as the one that cached states alone teach: what comes on top is the gain of the soft prompt
+        or adapter, and a denoiser's head has had no more steps.
+        """
         if self.task.config.head == "verbaliser":
             return Verbaliser(self.task.data.word_ids).to(self.device)
-        head = Head(states.shape[1]).to(self.device)
-        head.standardise(states)
-        return head
+        return self._fitted(split, Head(self.llm.hidden_size).to(self.device))
 
     def _cached_head(self, model: SplitModel | UserDenoised, *, hidden: bool) -> Head:
-        """A head trained on states that are computed once a draw of noise."""
-        draws = self.task.config.draws if self.method.stochastic else 1
-        train = [self._states(model, "train", draw) for draw in range(draws)]
-        states, labels = (torch.cat(parts) for parts in zip(*train, strict=True))
-        width = states.shape[1]
-        head = Head(width, width if hidden else None).to(self.device)
-        fit_head(head, (states, labels), self._states(model, "validation", 0), stream_seed("nlu head", self.seed))
+        """A head trained on states that are computed once a draw of noise, and kept with the artefact."""
+        width = self.llm.hidden_size
+        head = self._fitted(model, Head(width, width if hidden else None).to(self.device))
         head.save(self.folder / HEAD)
         holder = "user" if isinstance(model, UserDenoised) else "server"
         self.trained[holder] += sum(parameter.numel() for parameter in head.parameters())
         return head.eval()
+
+    def _fitted(self, model: SplitModel | UserDenoised, head: Head) -> Head:
+        """The head, trained on cached states of ``nlu.draws`` releases of the training examples."""
+        draws = self.task.config.draws if self.method.stochastic else 1
+        train = [self._states(model, "train", draw) for draw in range(draws)]
+        states, labels = (torch.cat(parts) for parts in zip(*train, strict=True))
+        fit_head(head, (states, labels), self._states(model, "validation", 0), stream_seed("nlu head", self.seed))
+        return head
 
     def _fit(self, module: FrozenBackboneModule, batch_size: int) -> training.Fit:
         data = GlueDataModule(self.task.data, batch_size, self.seed)

@@ -33,8 +33,8 @@ from del_lightning.stages.report import shareable, slug_of, without_folder
 from del_lightning.stages.setting import method_key
 from del_lightning.stages.workspace import Workspace
 
-SUITE = ("nearest", "nearest-l2", "nearest-code", "bayes")
-"""Attackers of single tokens: the others need running text of the corpus, which a task of sentences does not have."""
+SUITE = ("nearest", "nearest-l2", "nearest-code", "bayes", "bigrams")
+"""Attackers that need no running text of the corpus: a task of sentences has none."""
 
 ATTRIBUTE_TEXTS = 2000
 """Public texts that the attribute attack learns from, at most."""
