@@ -34,7 +34,7 @@ def section() -> str:
         for board in boards()
         for part in (_outcome(board), *_link(board, shown), _table(board, _quoted(board), short=True))
     ]
-    parts += [f"{nlu_title(board)} {' '.join(nlu.summary(board))}" for board in tasks()]
+    parts += [f"{nlu_title(board)} {' '.join([nlu.setup(board), *nlu.outcome(board)])}" for board in tasks()]
     if parts:
         parts.append(
             "Every method at every target, every attacker and the columns that are left out here: "
@@ -151,7 +151,9 @@ def nlu_table(board: NluLeaderboard) -> str:
     ways = nlu.variants(board)
     never = nlu.majority(board).over_seeds["accuracy"].value
     headings = ["front-end"]
-    headings += [f"{nlu.framework(way)}, {nlu.VARIANTS[way]}: {name}" for way in ways for name in ("accuracy", "AUC")]
+    headings += [
+        f"{nlu.framework(way)}, {nlu.VARIANTS[way]}: {nlu.FIGURES[name]}" for way in ways for name in nlu.figures(board)
+    ]
     headings += ["ASR, nearest neighbour", "ASR, strongest attack", "exact ε of a text", "bits a token"]
     lines = [
         f"**GLUE {board.task}**, {board.model}, {board.eval_examples} examples, {len(board.seeds)} seeds; "
@@ -166,7 +168,7 @@ def nlu_table(board: NluLeaderboard) -> str:
 
 def _nlu_cells(board: NluLeaderboard, ways: list[str], front: NluRow) -> list[str]:
     rows = [nlu.row_of(board, way, front.label) for way in ways]
-    figures = [_show(row and row.over_seeds[name], ".3f") for row in rows for name in ("accuracy", "auc")]
+    figures = [_show(row and row.over_seeds[name], ".3f") for row in rows for name in nlu.figures(board)]
     nearest = next((rate for name, rate in front.asr.items() if words.is_nearest(name)), None)
     strongest = max(front.asr.values(), key=lambda rate: rate.value, default=None)
     epsilon = None if front.privacy is None else front.privacy.epsilon_sequence

@@ -1,7 +1,7 @@
 """Binary classification: the figures of GLUE, over seeds and over examples.
 
-The figures themselves are torchmetrics' functions. For intervals over examples the same ones are needed thousands of
-times on resampled examples, and are computed here from weighted counts, all resamples at once.
+The figures themselves are torchmetrics' functions, all but one. For intervals over examples the same ones are needed
+thousands of times on resampled examples, and are computed here from weighted counts, all resamples at once.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ from torchmetrics.functional.classification import (
     binary_accuracy,
     binary_auroc,
     binary_f1_score,
-    binary_matthews_corrcoef,
 )
 
 from del_lightning.errors import ConfigError
@@ -49,9 +48,14 @@ def binary_figures(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     return {
         "accuracy": float(binary_accuracy(probability, label)),
         "f1": float(binary_f1_score(probability, label)),
-        "matthews": float(binary_matthews_corrcoef(probability, label)),
+        "matthews": _matthews(probability.numpy(), label.numpy()),
         "auc": float(binary_auroc(probability, label)),
     }
+
+
+def _matthews(scores: Array, labels: NDArray[np.int_]) -> float:
+    """Matthews correlation; 0 for a constant answer, where torchmetrics' small-sample formula leaves a remainder."""
+    return float(weighted(scores, labels, np.ones((1, len(labels))))["matthews"][0])
 
 
 def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Estimate:

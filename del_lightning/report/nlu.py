@@ -162,7 +162,7 @@ def _attack_column(attack: str) -> Column:
         found = front.asr.get(attack)
         return missing("nothing is sent") if found is None else estimate_cell(found, "", found.n)
 
-    return Column("ASR", ("strongest of all" if attack == STRONGEST else attack,), cell)
+    return Column("ASR", ("strongest that was run" if attack == STRONGEST else attack,), cell)
 
 
 def epsilon_cell(front: NluRow) -> Cell:

@@ -5,6 +5,7 @@ For each way to classify, each of its front-ends at each privacy level, and each
 text of the task itself, and attacked on the reported texts under the first seed.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,12 +19,14 @@ from rich.console import Console
 from del_lightning import ranks
 from del_lightning.artifacts import Artifact, Outcome, capture_environment
 from del_lightning.attacks import AttributeInference, Texts
+from del_lightning.config import SND
 from del_lightning.data.corpora import check_corpus
 from del_lightning.data.glue import check_glue
 from del_lightning.errors import ConfigError
 from del_lightning.methods import Footprint, Method
-from del_lightning.methods.factory import NEEDS_CODEC
+from del_lightning.methods.factory import NEEDS_CODEC, NEEDS_FREQUENCIES
 from del_lightning.metrics import over_examples, over_seeds
+from del_lightning.modules.adapter import check_peft
 from del_lightning.report.nlu import console_table, write_nlu_report
 from del_lightning.report.schema import Estimate, MethodCalibration, NluAttribute, NluCost, NluLeaderboard, NluRow
 from del_lightning.stages import attack, calibrate, tracking
@@ -49,8 +52,10 @@ def check(ws: Workspace) -> None:
     ws.check_memory()
     check_glue(ws.config.nlu.task, ws.config.data.root)
     methods = {name.partition("@")[0] for names in ws.config.nlu.runs.values() for name in names}
-    if methods & set(NEEDS_CODEC):
+    if methods & {*NEEDS_CODEC, *NEEDS_FREQUENCIES}:
         check_corpus(ws.config.codec.corpus, ws.config.data.root)
+    if "lora" in ws.config.nlu.ways:
+        check_peft()
     beyond = sorted(set(ws.config.attack.suite) - set(SUITE))
     if beyond:
         raise ConfigError(f"`attack.suite` must be among {', '.join(SUITE)} for stage=nlu, got {beyond[0]!r}")
@@ -272,6 +277,16 @@ def _infer(task: NluTask, front: Front) -> Outcome:
     return Outcome(details={"found": found})
 
 
+def _drawn(task: NluTask) -> str:
+    """Which training examples a seed draws, and from how many."""
+    chosen, pool = len(task.data.training_rows(task.config.seeds[0])), len(task.data.pool(sys.maxsize))
+    return (
+        f"takes all {pool} training examples, and draws"
+        if chosen == pool
+        else (f"draws {chosen} of {pool} training examples")
+    )
+
+
 def _notes(task: NluTask, fronts: list[Front]) -> list[str]:
     """What a reader must know about these very numbers."""
     data, config = task.data, task.config
@@ -279,10 +294,17 @@ def _notes(task: NluTask, fronts: list[Front]) -> list[str]:
     notes = [
         f"Reported are {len(data.rows('test'))} examples of GLUE's validation split; {len(data.part('validation'))} "
         "examples held out of its training split selected checkpoints, and nothing was chosen on reported ones.",
-        f"A seed draws {len(data.training_rows(config.seeds[0]))} training examples, initial weights and noise anew. "
+        f"A seed {_drawn(task)}, initial weights and noise anew. "
         "Intervals over seeds are Student's; intervals over examples are in leaderboard.json.",
         f"A text is {pair}: epsilon of a text covers all of it at once. The template is public and sent in the clear.",
+        "Levels are matched by the nearest neighbour's success on held-out training text; at one level methods differ "
+        "in what stronger attackers read, so compare at the strongest attack's success.",
     ]
+    if set(config.ways) & set(SND):
+        notes.append(
+            f"Denoisers took {config.denoiser.steps} steps of {config.denoiser.batch_size}; their authors pass once "
+            "over a public corpus. After a short training these are lower ends of what the SnD framework can do."
+        )
     for calibration in _calibrations(fronts):
         for matching, results in calibration.found.items():
             notes += [

@@ -151,6 +151,27 @@ def test_training_goes_on_where_it_was(make: Any) -> None:
     assert [batch.index.tolist() for batch in islice(other.train_dataloader(), 12)] != numbers
 
 
+def test_training_batches_hold_similar_lengths(make: Any) -> None:
+    data = make(train_examples=24)
+    data.__dict__["_sentences"]["train"] = [[[7] * (1 + i % 12), [8]] for i in range(len(data.rows("train")))]
+    batches = list(islice(GlueDataModule(data, 4, seed=1).train_dataloader(), 12))
+    for epoch in (batches[:6], batches[6:]):
+        assert sorted(i for batch in epoch for i in batch.index.tolist()) == list(range(24))
+    lengths = [[int(n) for n in batch.attention_mask.sum(1)] for batch in batches]
+    assert all(max(batch) - min(batch) <= 3 for batch in lengths)
+    firsts = [min(batch) for batch in lengths[:6]]
+    assert firsts != sorted(firsts)  # long and short batches in random order
+    assert [b.index.tolist() for b in batches[:6]] != [b.index.tolist() for b in batches[6:]]
+
+
+def test_bigrams_are_counted_in_what_may_train(make: Any) -> None:
+    data = make()
+    train, test = data.tokens("train"), data.tokens("test")
+    assert [row.tolist() for row in test.rows()] == [prompt.private_ids for prompt in data.prompts()]
+    assert len(train) == len(data.pool(10**6))
+    assert train[0].tolist() == data.private_rows("train", data.pool(1))[0]
+
+
 def test_ranks_share_the_selecting_examples(make: Any) -> None:
     data = make(selection_examples=6, eval_batch_size=2)
     seen: list[int] = []

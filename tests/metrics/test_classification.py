@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import ttest_1samp
+from torchmetrics.functional.classification import binary_matthews_corrcoef
 
 from del_lightning.errors import ConfigError
 from del_lightning.metrics import binary_figures, over_examples, over_seeds
@@ -40,6 +42,15 @@ def test_undefined_figures_follow_torchmetrics() -> None:
         found = weighted(np.array(scores), np.array(labels), weights)
         assert found["f1"][0] == found["matthews"][0] == 0
         assert found["auc"][0] == 0.5
+
+
+@pytest.mark.parametrize("score", [0.1, 0.9])
+def test_a_constant_answer_correlates_with_nothing(score: float) -> None:
+    labels = [1] * 30 + [0] * 7  # torchmetrics' formula gives about .03
+    assert binary_figures([score] * 37, labels)["matthews"] == 0
+    mixed = np.where(np.arange(37) % 3 == 0, score, 1 - score)
+    expected = float(binary_matthews_corrcoef(torch.tensor(mixed), torch.tensor(labels)))
+    assert binary_figures(mixed, labels)["matthews"] == pytest.approx(expected)
 
 
 def test_interval_over_examples_is_the_bootstraps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_verbaliser_compares_the_label_words() -> None:
 
 def train(module: ClassifierTraining, folder: Path) -> Fit:
     folder.mkdir(exist_ok=True)
-    return fit(module, GlueDataModule(labelled_data(module.split.llm), 4, seed=0), TRAINER, folder)
+    return fit(module, GlueDataModule(labelled_data(module.split.llm, train_examples=160), 4, seed=0), TRAINER, folder)
 
 
 def tuned(split: SplitModel) -> SplitModel:
@@ -100,7 +100,7 @@ def test_soft_prompt_and_head_learn_the_task(tiny_llm: Factory, tmp_path: Path, 
     if isinstance(reader, Head):
         batch = labelled_data(llm).batches("validation", 16)[0]
         reader.standardise(split.pooled(batch, split.release(batch)).detach())
-    module = ClassifierTraining(split, reader, replace(CONFIG, steps=80, validate_every=20))
+    module = ClassifierTraining(split, reader, replace(CONFIG, steps=120, validate_every=20))
     before = {name: value.clone() for name, value in module.state_dict().items()}
     result = train(module, tmp_path)
     assert set(module.trainable()) == {name for name in before if name.startswith(("split.prompt", "head.layers"))}

@@ -111,7 +111,7 @@ def test_ways_to_classify_stand_side_by_side_end_to_end_first() -> None:
     assert [column.line for column in shown[6:]] == [
         "ASR (nearest neighbour (cosine))",
         "ASR (Bayes-optimal)",
-        "ASR (strongest of all)",
+        "ASR (strongest that was run)",
         "ε of a text (δ = 10⁻⁵)",
         "Bits a token",
     ]
