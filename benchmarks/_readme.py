@@ -7,7 +7,7 @@ python benchmarks/_readme.py     writes them and the README's pictures; tests/te
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from del_lightning.report import arrange, nlu, pictures, prose, words
+from del_lightning.report import arrange, merge, nlu, pictures, prose, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.markdown import markdown_rows
 from del_lightning.report.schema import AttackedSetting, Estimate, Leaderboard, LeaderboardRow, NluLeaderboard, NluRow
@@ -61,9 +61,9 @@ def boards() -> list[Leaderboard]:
 
 
 def tasks() -> list[NluLeaderboard]:
-    """The committed leaderboards of GLUE."""
-    paths = sorted(RESULTS.glob("nlu/*/leaderboard.json"))
-    return [NluLeaderboard.model_validate_json(path.read_text()) for path in paths]
+    """The committed leaderboards of GLUE, the seeds of a task as one."""
+    paths = sorted(RESULTS.glob("nlu/**/leaderboard.json"))
+    return merge.merged([NluLeaderboard.model_validate_json(path.read_text()) for path in paths])
 
 
 def del_plus() -> str:

@@ -92,7 +92,7 @@ def test_classification_has_its_controls_and_bits_in_every_setting(task: str) ->
     config = composed(f"experiment=cpu/{task}")
     runs = config.nlu.runs
     assert (config.stage.name, config.nlu.task, config.targets) == ("nlu", task, [0.02, 0.1, 0.15])
-    assert list(runs) == ["prompt", "lora", "snd", "snd-prompt", "snd-user", "local"]
+    assert list(runs) == ["linear", "prompt", "lora", "snd", "snd-prompt", "snd-user", "local"]
     assert all({"clean", "mean"} <= set(fronts) for way, fronts in runs.items() if way != "local")
     bits = {f"del@{bits}" for bits in (1, 2, 4)}  # eight in the paper's experiments, below
     assert bits | {"metric-dp", "gaussian-code"} <= set(runs["snd"]) & set(runs["prompt"]) & set(runs["snd-prompt"])

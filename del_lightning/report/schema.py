@@ -292,6 +292,8 @@ class NluRow(Record):
     privacy: PrivacyColumns | None = None
     """For one token, and for a text: both sentences together. None where nothing is sent."""
     cost: NluCost
+    scores: list[list[float]] = Field(default=[], exclude_if=_is_empty)
+    """Probability of class 1 of every reported example under each seed: the figures are those of these numbers."""
 
 
 class NluAttribute(Record):
@@ -323,6 +325,8 @@ class NluLeaderboard(Record):
     private_tokens: int
     """Private tokens over all reported examples."""
     seeds: list[int]
+    labels: list[int] = Field(default=[], exclude_if=_is_empty)
+    """True class of every reported example."""
     rows: list[NluRow]
     attributes: list[NluAttribute]
     calibrations: list[MethodCalibration]

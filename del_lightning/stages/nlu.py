@@ -25,7 +25,7 @@ from del_lightning.data.glue import check_glue
 from del_lightning.errors import ConfigError
 from del_lightning.methods import Footprint, Method
 from del_lightning.methods.factory import NEEDS_CODEC, NEEDS_FREQUENCIES
-from del_lightning.metrics import over_examples, over_seeds
+from del_lightning.metrics import binary_figures, over_examples, over_seeds
 from del_lightning.modules.adapter import check_peft
 from del_lightning.report.nlu import console_table, write_nlu_report
 from del_lightning.report.schema import Estimate, MethodCalibration, NluAttribute, NluCost, NluLeaderboard, NluRow
@@ -38,6 +38,9 @@ from del_lightning.stages.workspace import Workspace
 
 SUITE = ("nearest", "nearest-l2", "nearest-code", "bayes", "bigrams")
 """Attackers that need no running text of the corpus: a task of sentences has none."""
+
+SCORE_DIGITS = 4
+"""Decimals of the scores that a leaderboard keeps; its figures are those of the rounded scores."""
 
 ATTRIBUTE_TEXTS = 2000
 """Public texts that the attribute attack learns from, at most."""
@@ -124,6 +127,7 @@ def leaderboard(task: NluTask, runs: list[tuple[str, Front]]) -> NluLeaderboard:
         eval_examples=len(data.rows("test")),
         private_tokens=sum(len(prompt.private_ids) for prompt in data.prompts()),
         seeds=list(task.config.seeds),
+        labels=data.rows("test").labels,
         rows=[_majority(task), *(_row(task, variant, front, found) for (variant, front), found in artifacts.items())],
         attributes=[entry for front in fronts for entry in attributes(task, front)],
         calibrations=_calibrations(fronts),
@@ -163,9 +167,9 @@ def _calibrations(fronts: list[Front]) -> list[MethodCalibration]:
 
 
 def _row(task: NluTask, variant: str, front: Front, artifacts: list[Artifact]) -> NluRow:
-    content = [read_scores(artifact) for artifact in artifacts]
-    scores, labels = [one["scores"] for one in content], content[0]["labels"]
-    figures = [artifact.result.metrics for artifact in artifacts]
+    labels = task.data.rows("test").labels
+    scores = [[round(score, SCORE_DIGITS) for score in read_scores(artifact)["scores"]] for artifact in artifacts]
+    figures = [binary_figures(one, labels) for one in scores]
     method, setting, sends = front.method(), front.setting, variant != "local"
     statement = method.statement(front.view.mean_prompt_tokens, task.ws.config.evaluate.delta)
     return NluRow(
@@ -180,11 +184,12 @@ def _row(task: NluTask, variant: str, front: Front, artifacts: list[Artifact]) -
         matching=setting.matching,
         seeds=len(artifacts),
         steps=artifacts[0].result.details["steps"],
-        over_seeds={name: over_seeds([figure[name].value for figure in figures]) for name in figures[0]},
+        over_seeds={name: over_seeds([figure[name] for figure in figures]) for name in figures[0]},
         over_examples=over_examples(scores, labels),
         asr=attack.rates(front.view, setting) if sends else {},
         privacy=statement.columns() if sends else None,
         cost=_cost(task, variant, front, artifacts[0].result.details["trained"]),
+        scores=scores,
     )
 
 

@@ -7,13 +7,14 @@ that silently lacks a run would be taken for the whole.
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from del_lightning.errors import ArtifactError, ConfigError
+from del_lightning.report import merge
 from del_lightning.report.schema import SCHEMA_VERSION, Leaderboard, NluLeaderboard, Texts, TransferBoard
 
 Board = Leaderboard | NluLeaderboard | TransferBoard
@@ -148,6 +149,7 @@ def _sorted(read: dict[Path, tuple[str, Board | Texts | str]]) -> Found:
             skipped.append((name, f"the same as {first}"))
             continue
         runs.append(Run(_free(_word(path), runs), name, board, _texts(path.parent, board, read)))
+    runs = _seeds_together(runs)
     used = [run.texts for run in runs]
     skipped += [
         (name, "texts of no run beside it")
@@ -156,6 +158,17 @@ def _sorted(read: dict[Path, tuple[str, Board | Texts | str]]) -> Found:
     ]
     runs.sort(key=lambda run: (_KINDS.index(type(run.board)), run.data, run.board.model, run.slug))
     return Found(runs, sorted(skipped))
+
+
+def _seeds_together(runs: list[Run]) -> list[Run]:
+    """The runs, with those of one GLUE task that differ only in their seeds as one."""
+    tasks = {id(run.board): run for run in runs if isinstance(run.board, NluLeaderboard)}
+    found = [run for run in runs if id(run.board) not in tasks]
+    for group in merge.groups([run.board for run in runs if isinstance(run.board, NluLeaderboard)]):
+        parts = [tasks[id(board)] for board in group]
+        source = ", ".join(run.source for run in parts)
+        found.append(replace(parts[0], source=source, board=merge.joined(group)))
+    return found
 
 
 def _texts(folder: Path, board: Board, read: dict[Path, tuple[str, Board | Texts | str]]) -> Texts | None:

@@ -1,0 +1,103 @@
+"""Leaderboards of one GLUE task that were run a seed at a time, on one machine or several, become one.
+
+A seed takes long and is complete in itself; its scores stand in its leaderboard, so figures and intervals over seeds
+are worked out anew. What only the first seed has (attacks, attributes, costs) is taken from the board that has the
+lowest one.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from del_lightning.errors import ArtifactError
+from del_lightning.metrics import binary_figures, over_examples, over_seeds
+from del_lightning.report.schema import NluLeaderboard, NluRow
+
+SAME_VALUE = 0.05
+"""Largest relative difference between two calibrated values of one level: machines round differently."""
+
+
+def groups(boards: Sequence[NluLeaderboard]) -> list[list[NluLeaderboard]]:
+    """Boards that differ in their seeds only, side by side, lowest seed first; any other board alone."""
+    found: dict[str, list[NluLeaderboard]] = {}
+    for board in boards:
+        found.setdefault(_setting(board), []).append(board)
+    parts = [sorted(group, key=lambda board: min(board.seeds)) for group in found.values()]
+    return [part for group in parts for part in ([group] if _can_join(group) else [[one] for one in group])]
+
+
+def merged(boards: Sequence[NluLeaderboard]) -> list[NluLeaderboard]:
+    """The boards with each of :func:`groups` as one.
+
+    Raises:
+        ArtifactError: Boards of one schedule that have other rows, other reported examples, or values of a privacy
+            parameter too far apart.
+    """
+    return [joined(group) for group in groups(boards)]
+
+
+def _setting(board: NluLeaderboard) -> str:
+    """What boards must share to be parts of one: all settings but seeds, title and what changes no number."""
+    config = {name: value for name, value in board.config.items() if name in ("targets", "matching", "mechanism")}
+    nlu = {name: value for name, value in board.config.get("nlu", {}).items() if name != "seeds"}
+    more = {name: board.config.get(name) for name in ("codec", "baseline", "prompt")}
+    return repr((board.task, board.model, board.schedule, sorted(config.items()), sorted(nlu.items()), more))
+
+
+def _can_join(group: Sequence[NluLeaderboard]) -> bool:
+    """Whether there are several, with scores and without a common seed."""
+    seeds = [seed for board in group for seed in board.seeds]
+    return len(group) > 1 and all(board.labels for board in group) and len(set(seeds)) == len(seeds)
+
+
+def joined(group: Sequence[NluLeaderboard]) -> NluLeaderboard:
+    """One board of a group's seeds.
+
+    Raises:
+        ArtifactError: As in :func:`merged`.
+    """
+    first, *others = group
+    if not others:
+        return first
+    seeds = [seed for board in group for seed in board.seeds]
+    config: dict[str, Any] = {**first.config, "nlu": {**first.config["nlu"], "seeds": seeds}}
+    return first.model_copy(
+        update={
+            "seeds": seeds,
+            "rows": [_row(row, others, first.labels) for row in first.rows],
+            "config": config,
+            "overrides": [one for one in first.overrides if not one.startswith(("nlu.seeds=", "title="))],
+            "wall_seconds": sum(board.wall_seconds for board in group),
+            "generated": max(board.generated for board in group),
+        }
+    )
+
+
+def _row(row: NluRow, others: Sequence[NluLeaderboard], labels: list[int]) -> NluRow:
+    if not row.scores:  # the majority class, which has no seed
+        return row
+    parts = [row, *(_same(row, board, labels) for board in others)]
+    scores = [one for part in parts for one in part.scores]
+    figures = [binary_figures(one, labels) for one in scores]
+    return row.model_copy(
+        update={
+            "seeds": len(scores),
+            "scores": scores,
+            "over_seeds": {name: over_seeds([figure[name] for figure in figures]) for name in figures[0]},
+            "over_examples": over_examples(scores, labels),
+        }
+    )
+
+
+def _same(row: NluRow, board: NluLeaderboard, labels: list[int]) -> NluRow:
+    """The row of another board that continues this one."""
+    name = f"{board.title!r} and the board that it continues"
+    if board.labels != labels:
+        raise ArtifactError(f"{name} must report the same examples of GLUE {board.task}, got others")
+    found = [other for other in board.rows if (other.variant, other.label) == (row.variant, row.label)]
+    if len(found) != 1:
+        raise ArtifactError(f"{name} must have one row {row.variant!r} behind {row.label!r} each, got {len(found)}")
+    values = (row.value, found[0].value)
+    if None not in values and not math.isclose(values[0] or 0, values[1] or 0, rel_tol=SAME_VALUE):
+        raise ArtifactError(f"{name} must have about the same {row.parameter} for {row.label!r}, got {values}")
+    return found[0]

@@ -1,0 +1,83 @@
+"""Seeds that were run apart are one leaderboard again; nothing else is mixed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from del_lightning.errors import ArtifactError
+from del_lightning.metrics import binary_figures, over_seeds
+from del_lightning.report.merge import groups, merged
+from del_lightning.report.schema import NluLeaderboard
+from del_lightning.report.site import load
+from del_lightning.report.stored import write_board
+from tests.report.test_nlu import board
+
+LABELS = [0, 1] * 20
+
+
+def seed_board(seed: int, **changes: object) -> NluLeaderboard:
+    """A board of one seed, every row but the majority's with scores of its own."""
+    base = board(seeds=[seed], labels=LABELS, **changes)
+    base.config["nlu"] = {"task": "mrpc", "seeds": [seed]}
+    random = np.random.default_rng(seed)
+    rows = [
+        row
+        if row.variant == "majority"
+        else row.model_copy(update={"seeds": 1, "scores": [random.random(len(LABELS)).round(4).tolist()]})
+        for row in base.rows
+    ]
+    return base.model_copy(update={"rows": rows, "wall_seconds": 10.0, "config": {**base.config}})
+
+
+def test_figures_are_those_of_all_seeds() -> None:
+    parts = [seed_board(seed) for seed in (2, 0, 1)]
+    [one] = merged(parts)
+    assert (one.seeds, one.wall_seconds, one.config["nlu"]["seeds"]) == ([0, 1, 2], 30.0, [0, 1, 2])
+    for number, row in enumerate(one.rows):
+        if row.variant == "majority":
+            assert row == parts[1].rows[number]
+            continue
+        assert (row.seeds, row.scores) == (3, [parts[i].rows[number].scores[0] for i in (1, 2, 0)])
+        accuracies = [binary_figures(scores, LABELS)["accuracy"] for scores in row.scores]
+        assert row.over_seeds["accuracy"] == over_seeds(accuracies)
+        assert row.over_examples["auc"].n == len(LABELS)
+        assert row.asr == parts[1].rows[number].asr  # attacks read the releases of the first seed
+
+
+def test_other_settings_common_seeds_and_boards_without_scores_stay_apart() -> None:
+    first = seed_board(0)
+    others = [
+        seed_board(1, task="qqp"),
+        seed_board(1, schedule="longer"),
+        seed_board(1, model="another"),
+        seed_board(0),
+        seed_board(1).model_copy(update={"labels": []}),
+    ]
+    for other in others:
+        assert merged([first, other]) == [first, other]
+    assert [len(group) for group in groups([first, seed_board(1), others[0]])] == [2, 1]
+
+
+def test_what_does_not_fit_is_an_error() -> None:
+    first, second = seed_board(0), seed_board(1)
+    with pytest.raises(ArtifactError, match="must report the same examples"):
+        merged([first, second.model_copy(update={"labels": LABELS[::-1]})])
+    with pytest.raises(ArtifactError, match="must have one row 'snd' behind"):
+        merged([first, second.model_copy(update={"rows": second.rows[:1] + second.rows[2:]})])
+    moved = [row.model_copy(update={"value": row.value * 1.2 if row.value else None}) for row in second.rows]
+    with pytest.raises(ArtifactError, match="must have about the same mu"):
+        merged([first, second.model_copy(update={"rows": moved})])
+    near = [row.model_copy(update={"value": row.value * 1.01 if row.value else None}) for row in second.rows]
+    assert len(merged([first, second.model_copy(update={"rows": near})])) == 1
+
+
+def test_a_site_shows_them_as_one_run(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        path = tmp_path / f"seed-{seed}" / "leaderboard.json"
+        path.parent.mkdir()
+        write_board(path, seed_board(seed))
+    [run] = load([tmp_path]).runs
+    assert isinstance(run.board, NluLeaderboard)
+    assert run.board.seeds == [0, 1]
+    assert run.source.count("leaderboard.json") == 2
