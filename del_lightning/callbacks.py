@@ -89,12 +89,13 @@ class CommunicationMonitor(L.Callback):
         if method is None:
             return
         one_token = method.release(batch.input_ids[:1, :1], stream("payload", device=batch.input_ids.device))
-        tokens = int(batch.private_mask.sum())
+        own = int(batch.private_mask.sum())
+        [tokens] = sum_over_ranks(trainer, own)  # every rank counts all, so that any rank's count resumes all ranks
         self.tokens += tokens
         self.bits += method.payload_bits(one_token) * tokens
         values = {
             "communication/bits_per_token": self.bits / self.tokens,
-            "communication/megabytes_sent": sum_over_ranks(trainer, self.bits)[0] / 8e6,
+            "communication/megabytes_sent": self.bits / 8e6,
         }
         pl_module.log_dict(values, batch_size=len(batch.input_ids))
 

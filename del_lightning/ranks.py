@@ -13,6 +13,8 @@ from pathlib import Path
 from del_lightning.errors import ArtifactError
 
 POLL_SECONDS = 0.2
+_STARTER = os.getppid()
+"""The process that started this one: rank 0, where Lightning did. It may be process 1 of a container."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Where launchers tell a process its number, the first that is set; the same as in Lightning."""
 
@@ -73,8 +75,9 @@ def wait() -> None:
     """Wait a moment for rank 0.
 
     Raises:
-        ArtifactError: Lightning started this process and rank 0 is gone; torchrun and SLURM end all ranks themselves.
+        ArtifactError: Lightning started this process and rank 0 is gone; torchrun ends all ranks itself, and SLURM
+            under ``--kill-on-bad-exit``.
     """
     time.sleep(POLL_SECONDS)
-    if os.getppid() == 1 and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ:
+    if os.getppid() != _STARTER and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ:
         raise ArtifactError(f"rank {rank()} waits for what rank 0 makes, and rank 0 has ended")

@@ -48,7 +48,7 @@ class FrozenBackboneDDP(DDPStrategy):
     def model_to_device(self) -> None:
         """Spread before moving: a whole model need not fit on the device."""
         assert self.model is not None
-        self.layers = decoder_layers(self.model) if self.spread else None
+        self.layers = _frozen_layers(self.model) if self.spread else None
         if self.layers is not None:
             self._reuse_starts(False)
             mesh = init_device_mesh(self.root_device.type, (self.world_size,))
@@ -87,6 +87,12 @@ class FrozenBackboneDDP(DDPStrategy):
         for module in self.lightning_module.modules():
             if isinstance(module, FrozenLLM):
                 module.reuses_starts = reuse
+
+
+def _frozen_layers(model: nn.Module) -> nn.ModuleList | None:
+    """The decoder layers of the language model in it; what trains beside it may have layers of its own."""
+    llm = next((module for module in model.modules() if isinstance(module, FrozenLLM)), None)
+    return None if llm is None else decoder_layers(llm.model)
 
 
 def _trained(layer: nn.Module) -> set[nn.Parameter]:

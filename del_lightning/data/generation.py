@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Self
+from itertools import pairwise
+from typing import Self, TypeVar
 
 import lightning as L
 import numpy as np
@@ -26,6 +27,8 @@ from del_lightning.data.corpora import SPLITS, Corpus
 from del_lightning.data.tokens import IntArray, Ragged, tokenize, tokenizer_content, unigram_counts
 from del_lightning.errors import DataError
 from del_lightning.seeding import stream
+
+Item = TypeVar("Item")
 
 SORTED_BATCHES = 50
 """Global batches that are sorted by length together: many enough to save padding, few enough to stay random."""
@@ -254,8 +257,9 @@ class GenerationDataModule(SteppedDataModule):
         rank, world = self.place_among_ranks()
         if len(chosen) < world:
             raise DataError(f"`data.validation_blocks` must give each of {world} ranks a block, got {len(chosen)}")
-        examples = [self._block(blocks, i, stream("validation split", i)) for i in chosen[rank::world]]
-        return batch_loader(lambda: iter(self._batches(examples, self.config.eval_batch_size)))
+        examples = [self._block(blocks, i, stream("validation split", i)) for i in chosen]
+        dealt = deal(examples, rank, world, self.config.eval_batch_size)
+        return batch_loader(lambda: (collate(part, self.pad_id) for part in dealt))
 
     def blocks(self, split: str) -> IntArray:
         """Documents of ``split``, joined by line breaks, cut into blocks: (blocks, block_tokens).
@@ -395,6 +399,19 @@ def evenly(available: int, wanted: int) -> list[int]:
     """``wanted`` numbers below ``available`` (or all of them), evenly spaced from 0."""
     count = min(available, wanted)
     return [i * available // count for i in range(count)]
+
+
+def deal(items: Sequence[Item], rank: int, world: int, size: int) -> list[list[Item]]:
+    """One rank's items in batches of about ``size``, every item on one rank, and equally many batches on all ranks.
+
+    Ranks that share the layers of a model must run them equally often. One rank alone gets full batches first.
+    """
+    own, least, most = list(items[rank::world]), len(items) // world, -(-len(items) // world)
+    if world == 1:
+        return [own[start : start + size] for start in range(0, len(own), size)]
+    count = min(-(-most // size), least)
+    bounds = [i * len(own) // count for i in range(count + 1)]
+    return [own[start:end] for start, end in pairwise(bounds)]
 
 
 class _Batches(IterableDataset[Batch]):

@@ -23,7 +23,16 @@ from transformers import PreTrainedTokenizerBase
 
 from del_lightning.config import NluConfig
 from del_lightning.data.corpora import check_columns, check_hub, parquet_files, read_parquet
-from del_lightning.data.generation import Batch, Prompt, SteppedDataModule, batch_loader, evenly, opening_ids, pad_id
+from del_lightning.data.generation import (
+    Batch,
+    Prompt,
+    SteppedDataModule,
+    batch_loader,
+    deal,
+    evenly,
+    opening_ids,
+    pad_id,
+)
 from del_lightning.data.tokens import Ragged, tokenize, tokenizer_content
 from del_lightning.errors import ConfigError, DataError
 from del_lightning.seeding import stream
@@ -428,11 +437,10 @@ class GlueDataModule(SteppedDataModule):
             yield collate_labelled([examples[item] for _, item in batch], pad_id(self.data.tokenizer))
 
     def val_dataloader(self) -> "DataLoader[Batch]":
-        """The selecting part, each batch on one rank only."""
+        """The selecting part, each example on one rank only."""
         rank, world = self.place_among_ranks()
-        batches = self.data.batches("validation", self.data.config.eval_batch_size)
-        if len(batches) < world:
-            raise DataError(
-                f"`nlu.selection_examples` must give each of {world} ranks a batch, got {len(batches)} batches"
-            )
-        return batch_loader(lambda: iter(batches[rank::world]))
+        examples = sorted(self.data.part("validation"), key=len)
+        if len(examples) < world:
+            raise DataError(f"`nlu.selection_examples` must give each of {world} ranks one, got {len(examples)}")
+        dealt, padding = deal(examples, rank, world, self.data.config.eval_batch_size), pad_id(self.data.tokenizer)
+        return batch_loader(lambda: (collate_labelled(part, padding) for part in dealt))

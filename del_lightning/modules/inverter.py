@@ -31,6 +31,7 @@ class InverterTraining(FrozenBackboneModule):
         super().__init__(config, seed)
         self.method, self.inverter, self.schedule = method.requires_grad_(False), inverter, config
         self.start_perplexity = float("inf")
+        self._counted = 0
 
     def losses(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Negative log posteriors (n,) of the batch's true tokens, of the inverter and of the exact attack, in nats."""
@@ -44,7 +45,13 @@ class InverterTraining(FrozenBackboneModule):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Mean negative log posterior of the true tokens under fresh noise, in nats."""
-        return self.losses(batch, generator)[0].mean()
+        own = self.losses(batch, generator)[0]
+        self._counted = len(own)
+        return own.mean()
+
+    def scored(self, batch: Batch) -> int:
+        """Positions of the batch's last loss: which ones count depends on the noise."""
+        return self._counted
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of losses, of the start's losses, and of tokens."""

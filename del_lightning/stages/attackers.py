@@ -18,8 +18,8 @@ from del_lightning.methods.factory import NEEDS_CODEC
 from del_lightning.modules import InverterTraining
 from del_lightning.seeding import stream_seed
 from del_lightning.stages import prompt as prompt_stage
+from del_lightning.stages import training
 from del_lightning.stages.setting import Setting, build_method
-from del_lightning.stages.training import fit
 from del_lightning.stages.workspace import Workspace
 
 TUNING = "tuning.json"
@@ -112,12 +112,12 @@ def _input_inference(ws: Workspace) -> Attacker:
 def _inverter(ws: Workspace) -> Attacker:
     """The attacker that is trained through each front-end's own mechanism, on the training split."""
     make = partial(_trained, ws)
-    training = {
+    settings = {
         **asdict(ws.config.inverter),
         "seed": ws.config.seed,
-        "accumulate": ws.config.trainer.accumulate_grad_batches,
+        **training.determined_by(ws.config.trainer, full_precision=True),
     }
-    return Attacker("inverter", ws.config.attack.prompts, False, training, make, trains=True)
+    return Attacker("inverter", ws.config.attack.prompts, False, settings, make, trains=True)
 
 
 @torch.enable_grad()  # The stage attacks without gradients; this attacker trains first.
@@ -127,7 +127,7 @@ def _trained(ws: Workspace, setting: Setting, folder: Path) -> Attack:
     torch.manual_seed(stream_seed("inverter", ws.config.seed))
     inverter = Inverter(ws.embedding_table, ws.prior, config, ws.bigrams if config.neighbours else None)
     module = InverterTraining(build_method(ws, setting), inverter, config, ws.config.seed)
-    module.keep_the_better(fit(module, data, ws.config.trainer, folder, full_precision=True).best)
+    module.keep_the_better(training.fit(module, data, ws.config.trainer, folder, full_precision=True).best)
     return TrainedInverter(inverter)
 
 

@@ -275,11 +275,19 @@ class _Run:
     def _train_denoiser(self, model: DenoisedSplit | UserDenoised, denoiser: Denoiser, holder: str) -> None:
         config = self.task.config.denoiser
         clean = {part: self.task.clean(part, self.seed) for part in ("train", "validation")}
+        if self.task.ws.config.trainer.strategy == "fsdp":
+            self._know_all(clean)
         self._fit(DenoiserTraining(model, clean, config, self.seed), config.batch_size)
         self.trained[holder] += sum(parameter.numel() for parameter in denoiser.parameters())
         if self.task.config.keep_denoisers:
             state = {name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()}
             save_file(state, self.folder / DENOISER)
+
+    def _know_all(self, clean: dict[str, CleanStates]) -> None:
+        """Compute all targets while every rank has the whole model: later, ranks would run spread layers unequally."""
+        for part, states in clean.items():
+            for batch in self.task.data.batches(part, self.task.config.eval_batch_size, self.seed):
+                states(batch.to(self.device))
 
     # --- parts -------------------------------------------------------------------------------------------------------
 

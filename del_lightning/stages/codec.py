@@ -11,7 +11,7 @@ from del_lightning.codec import LinearCodec, default_dim, pca_codec
 from del_lightning.methods.factory import NEEDS_CODEC
 from del_lightning.modules import CodecTraining
 from del_lightning.report.schema import Estimate
-from del_lightning.stages.training import fit
+from del_lightning.stages import training
 from del_lightning.stages.workspace import Workspace
 
 WEIGHTS = "codec.safetensors"
@@ -50,7 +50,7 @@ def determined_by(ws: Workspace) -> dict[str, object]:
         "noise_bits": noise_bits,
         "data": ws.public.fingerprint,
         "seed": ws.config.seed,
-        "accumulate": ws.config.trainer.accumulate_grad_batches,
+        **training.determined_by(ws.config.trainer, full_precision=True),
     }
 
 
@@ -77,7 +77,7 @@ def _build(ws: Workspace, folder: Path) -> Outcome:
     outcome = Outcome()
     if config.steps:
         module = CodecTraining(ws.llm, codec, config, bits=ws.config.mechanism.bits, seed=ws.config.seed)
-        result = fit(
+        result = training.fit(
             module,
             ws.public,
             ws.config.trainer,

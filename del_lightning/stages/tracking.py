@@ -126,13 +126,15 @@ def log_artifact(run: Any, kind: str, artifact: Artifact, **metadata: str) -> No
     facts = {"stage": result.stage, "key": result.key, "details": result.details}
     measured = {name: estimate.model_dump(mode="json") for name, estimate in result.metrics.items()}
     # The record and the configuration name folders of this machine; what they say is in the run already.
-    files = [file for file in artifact.folder.iterdir() if file.name not in ("result.json", "config.yaml")]
+    found = (file for file in artifact.folder.rglob("*") if file.is_file())  # an adapter has a folder of its own
+    files = {file.relative_to(artifact.folder).as_posix(): file for file in found}
+    files = {name: file for name, file in files.items() if name not in ("result.json", "config.yaml")}
     _log(run, f"{kind}-{result.key}", kind, files, {**facts, "metrics": measured, **metadata}, policy="immutable")
 
 
 def log_report(run: Any, page: Path) -> None:
     """Log the folder of a report, of which W&B keeps a copy: the next report may take its place."""
-    files = [file for file in page.parent.iterdir() if file.is_file()]
+    files = {file.name: file for file in page.parent.iterdir() if file.is_file()}
     _log(run, f"report-{page.parent.name}", "report", files, {}, policy="mutable")
 
 
@@ -140,7 +142,7 @@ def _log(
     run: Any,
     name: str,
     kind: str,
-    files: list[Path],
+    files: dict[str, Path],
     metadata: dict[str, Any],
     *,
     policy: Literal["mutable", "immutable"],
@@ -148,6 +150,6 @@ def _log(
     import wandb
 
     artifact = wandb.Artifact(name[:_LONGEST_NAME], kind, metadata=metadata)
-    for file in sorted(files):
-        artifact.add_file(str(file), policy=policy)
+    for inside, file in sorted(files.items()):
+        artifact.add_file(str(file), name=inside, policy=policy)
     run.log_artifact(artifact)

@@ -42,12 +42,12 @@ def pick_device(config: TrainerConfig) -> torch.device:
     return torch.device("cuda", ranks.local_rank()) if cuda else torch.device("cpu")
 
 
-def determined_by(config: TrainerConfig) -> dict[str, Any]:
-    """What of the trainer's settings determines a trained part, for its key."""
+def determined_by(config: TrainerConfig, *, full_precision: bool = False) -> dict[str, Any]:
+    """What of the trainer's settings determines a trained part, for its key; see :func:`fit` for full precision."""
     # A default is no part of the key: what was trained before there was a choice stays valid.
     default, together = TrainerConfig(), config.devices * config.num_nodes
-    chosen = {name: getattr(config, name) for name in ("precision", "compile")}
-    found = {name: value for name, value in chosen.items() if value != getattr(default, name)}
+    names = ("compile",) if full_precision else ("precision", "compile")
+    found = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(default, name)}
     return {"accumulate": config.accumulate_grad_batches, **found, **({} if together == 1 else {"ranks": together})}
 
 

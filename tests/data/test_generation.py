@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from del_lightning.config import DataConfig
 from del_lightning.data import Batch, Corpus, Example, GenerationDataModule, check_corpus, collate, load_corpus
+from del_lightning.data.generation import deal
 from del_lightning.errors import AssetError, DataError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -230,6 +231,17 @@ def test_validation_shards_cover_every_block_once(make: Any) -> None:
         attach(module, rank=rank, world=2)
         parts += blocks(list(module.val_dataloader()))
     assert sorted(parts) == sorted(whole)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("size", [1, 2, 3, 16])
+@pytest.mark.parametrize("count", [4, 7, 8, 33])
+def test_every_rank_has_as_many_batches(count: int, size: int, world: int) -> None:
+    parts = [deal(range(count), rank, world, size) for rank in range(world)]
+    assert len({len(part) for part in parts}) == 1
+    assert sorted(item for part in parts for batch in part for item in batch) == list(range(count))
+    assert all(1 <= len(batch) <= size + 1 for part in parts for batch in part)
+    assert deal(range(7), 0, 1, 3) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 def test_validation_needs_a_block_a_rank(make: Any) -> None:
