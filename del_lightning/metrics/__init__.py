@@ -3,7 +3,7 @@
 from del_lightning.metrics.agreement import NextTokenAgreement
 from del_lightning.metrics.attack import AttackSuccessRate
 from del_lightning.metrics.certified import certified_recovery, check_certified, largest_share
-from del_lightning.metrics.classification import binary_figures, over_examples, over_seeds
+from del_lightning.metrics.classification import binary_figures, differences, over_examples, over_seeds
 from del_lightning.metrics.coherence import Coherence, SentenceEncoder
 from del_lightning.metrics.communication import PayloadBits
 from del_lightning.metrics.intervals import bootstrap_mean, bootstrap_ratio, clopper_pearson
@@ -32,6 +32,7 @@ __all__ = [
     "check_certified",
     "clopper_pearson",
     "content_tokens",
+    "differences",
     "information_retained",
     "largest_share",
     "over_examples",

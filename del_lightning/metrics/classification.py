@@ -105,6 +105,39 @@ def over_examples(
     return found
 
 
+def differences(
+    ours: ArrayLike,
+    theirs: ArrayLike,
+    labels: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Every figure of one row minus another's on the same examples, averaged over seeds.
+
+    Args:
+        ours: (S, n) probability of class 1 under each seed.
+        theirs: The same of the row that is taken off.
+        labels: (n,) 0 or 1.
+        confidence: In (0, 1); the interval is over examples, which both rows are resampled on together.
+        resamples: At least 1.
+        seed: Of the resampling.
+    """
+    low, label = tail(confidence), np.asarray(labels)
+    pair = [np.atleast_2d(np.asarray(scores, dtype=np.float64)) for scores in (ours, theirs)]
+    points = [[binary_figures(row, label) for row in rows] for rows in pair]
+    drawn = [_resampled(rows, label, resamples, seed) for rows in pair]
+    found = {}
+    for name in FIGURES:
+        first, second = (float(np.mean([one[name] for one in rows])) for rows in points)
+        ends = np.quantile(drawn[0][name] - drawn[1][name], [low, 1 - low])
+        found[name] = Estimate(
+            value=first - second, n=len(label), low=float(ends[0]), high=float(ends[1]), interval="bootstrap"
+        )
+    return found
+
+
 def _resampled(rows: Array, labels: NDArray[np.int_], resamples: int, seed: int) -> dict[str, Array]:
     """Every figure under every resampling of the examples, averaged over seeds: (resamples,)."""
     n, generator = len(labels), np.random.default_rng(seed)

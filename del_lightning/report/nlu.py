@@ -5,30 +5,22 @@ framework. What was sent and attacked is the same in all of them, except where n
 """
 
 import math
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from del_lightning.artifacts import write_text
 from del_lightning.config import END_TO_END
 from del_lightning.report import drawing, words
 from del_lightning.report.arrange import HEADLINE_TARGET, REFERENCE
 from del_lightning.report.drawing import HUES, INK, MARKERS, MUTED, PAPER, WITH, Shared, Style
-from del_lightning.report.markdown import escape, markdown_rows, markdown_table
-from del_lightning.report.rendering import ALONE, Place, render
 from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
-from del_lightning.report.stored import write_board
-from del_lightning.report.tables import Cell, environment_rows, estimate_cell, missing
+from del_lightning.report.tables import Cell, estimate_cell, missing
 
 HEADLINE_BITS = 4
 """The summary quotes DEL at the bits nearest to this."""
@@ -401,84 +393,3 @@ def _references(board: NluLeaderboard, variant: str, figure: str) -> Iterator[tu
 def _rate(row: NluRow) -> float:
     """Success of the strongest attack that was run."""
     return max((rate.value for rate in row.asr.values()), default=0.0)
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def command(board: NluLeaderboard) -> str:
-    """Command line that repeats the run, as it was typed."""
-    return " ".join(["python -m del_lightning", *(shlex.quote(argument) for argument in board.overrides)])
-
-
-def render_markdown(board: NluLeaderboard) -> str:
-    """The report as Markdown. No data-set text."""
-    shown = columns(board)
-    lines = [[front.label, *(column.cell(front).line for column in shown)] for front in fronts(board)]
-    never = ", ".join(
-        f"{FIGURES[name]} {words.number(majority(board).over_seeds[name].value)}" for name in figures(board)
-    )
-    parts = [f"# {escape(board.title)}", escape(" ".join([setup(board), *outcome(board)]))]
-    parts += [
-        "## Leaderboard",
-        f"Mean over {len(board.seeds)} seeds with Student's 95% interval. Majority class: {never}.",
-    ]
-    parts += [markdown_table(["Front-end", *(escape(column.line) for column in shown)], lines)]
-    parts += ["## Cost", markdown_rows(cost_rows(board))]
-    if attributes := attribute_rows(board):
-        parts += ["## What can be inferred of a whole text", markdown_rows(attributes)]
-    parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in board.notes) or "None."]
-    parts += ["## Environment", markdown_table(["", ""], [list(line) for line in environment_rows(board.environment)])]
-    took = f"Generated {words.moment(board.generated)}; the runs behind it took {words.duration(board.wall_seconds)}."
-    parts += [took, "More: [figures](index.html), [all numbers](leaderboard.json)."]
-    return "\n\n".join(parts) + "\n"
-
-
-def _context(board: NluLeaderboard) -> dict[str, Any]:
-    shown = columns(board)
-    pictures = [
-        (f"{FIGURES[figure]} against attack success, {VARIANTS[variant]}.", Markup(svg))
-        for figure in ("auc", "accuracy")
-        for variant in variants(board)
-        if (svg := utility(board, variant, figure))
-    ]
-    return {
-        "board": board,
-        "generated": words.moment(board.generated),
-        "wall": words.duration(board.wall_seconds),
-        "setup": setup(board),
-        "outcome": outcome(board),
-        "columns": shown,
-        "rows": [(front, [column.cell(front) for column in shown]) for front in fronts(board)],
-        "majority": [(FIGURES[name], words.number(majority(board).over_seeds[name].value)) for name in figures(board)],
-        "pictures": pictures,
-        "styles": styles(board),
-        "shapes": drawing.shapes(),
-        "mechanism": mechanism,
-        "costs": cost_rows(board),
-        "attributes": attribute_rows(board),
-        "configuration": OmegaConf.to_yaml(OmegaConf.create(board.config)),
-        "environment": environment_rows(board.environment),
-        "command": command(board),
-        "glossary": GLOSSARY,
-    }
-
-
-def render_html(board: NluLeaderboard, place: Place = ALONE) -> str:
-    """The whole report as one HTML page that needs no other file and no network; ``place``: where it will lie."""
-    return render("nlu.html.j2", {**_context(board), "place": place})
-
-
-def write_nlu_report(folder: Path, board: NluLeaderboard) -> Path:
-    """Write ``index.html``, ``report.md`` and ``leaderboard.json`` into ``folder``, which is created.
-
-    None of them holds text of the data set.
-
-    Returns:
-        Path of ``index.html``.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_board(folder / "leaderboard.json", board)
-    write_text(folder / "report.md", render_markdown(board))
-    write_text(folder / "index.html", render_html(board))
-    return folder / "index.html"

@@ -27,7 +27,8 @@ from del_lightning.methods import Footprint, Method
 from del_lightning.methods.factory import NEEDS_CODEC, NEEDS_FREQUENCIES
 from del_lightning.metrics import binary_figures, over_examples, over_seeds
 from del_lightning.modules.adapter import check_peft
-from del_lightning.report.nlu import console_table, write_nlu_report
+from del_lightning.report.nlu import console_table
+from del_lightning.report.nlu_page import write_nlu_report
 from del_lightning.report.schema import Estimate, MethodCalibration, NluAttribute, NluCost, NluLeaderboard, NluRow
 from del_lightning.stages import attack, calibrate, tracking
 from del_lightning.stages import codec as codec_stage

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from del_lightning.report import nlu
+from del_lightning.report import nlu, nlu_page
 from del_lightning.report.schema import Estimate, NluAttribute, NluCost, NluLeaderboard, NluRow
 from del_lightning.report.stored import rounded
 from tests.report.factory import make_board, rate
@@ -179,7 +179,7 @@ def test_costs_are_ranges_over_front_ends() -> None:
 
 
 def test_every_format_holds_the_table(tmp_path: Path) -> None:
-    page = nlu.write_nlu_report(tmp_path / "report", board())
+    page = nlu_page.write_nlu_report(tmp_path / "report", board())
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
     for text in (html, markdown):
         for label in FRONTS:

@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from del_lightning.artifacts import read_result
 from del_lightning.config import AdapterConfig, Config, MechanismConfig
 from del_lightning.errors import ConfigError
-from del_lightning.stages import attack, evaluate, pipeline, prompt
+from del_lightning.stages import attack, evaluate, pipeline, prompt, tracking
 from del_lightning.stages.setting import Setting
 from del_lightning.stages.workspace import Workspace
 from tests.stages.factory import board_of, config_for, need
@@ -53,6 +55,17 @@ def test_every_soft_prompt_of_the_board_has_its_adapter(finished: Config) -> Non
     assert len(folders) == 3
     for folder in folders:
         assert json.loads((folder / prompt.ADAPTER / "adapter_config.json").read_text())["r"] == 2
+
+
+def test_all_files_of_an_adapter_are_logged(finished: Config) -> None:
+    logged: list[Any] = []
+    workspace = Workspace(finished)
+    [_, _, setting] = prompt.prompted(workspace)
+    run = SimpleNamespace(log_artifact=logged.append)
+    tracking.log_artifact(run, "soft-prompt", prompt.ensure(workspace, setting))
+    names = set(logged[0].manifest.entries)
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter_model.safetensors"} <= names
+    assert not {"result.json", "config.yaml"} & names
 
 
 def test_an_adapter_is_trained_and_used_and_leaves_the_model_as_it_was(finished: Config) -> None:

@@ -109,12 +109,14 @@ class Fronts:
 
 
 def bench(run: Run) -> str:
-    """What two runs must share for their perplexities to be compared: model, data and the very prompts."""
+    """What two runs must share to be compared: model, data, the very prompts, and who attacked how many of them."""
     board = run.board
     assert isinstance(board, Leaderboard)
     data = board.config.get("data") or {}
+    attack = board.config.get("attack") or {}
+    attacked = [sorted(attack.get("suite") or []), attack.get("prompts")]
     same = [board.dataset, board.model, board.prompts, board.private_tokens, *(data.get(name) for name in WORDING)]
-    return json.dumps(same)
+    return json.dumps([*same, *attacked])
 
 
 def fronts(runs: Iterable[Run]) -> Fronts:

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from del_lightning.artifacts import write_text
-from del_lightning.report import drawing, nlu, page, tables, transfer, words
+from del_lightning.report import drawing, nlu_page, page, tables, transfer, words
 from del_lightning.report.rendering import Place, render
 from del_lightning.report.schema import Leaderboard, TransferBoard
 from del_lightning.report.site import figures, overview, replication
@@ -59,7 +59,7 @@ def _run_page(run: Run) -> str:
     if isinstance(run.board, TransferBoard):
         return _transfer_page(run.board)
     if not isinstance(run.board, Leaderboard):
-        return nlu.render_html(run.board, place)
+        return nlu_page.render_html(run.board, place)
     if run.texts is None:
         return page.render_html(run.board, [], place=place)
     return page.render_html(run.board, run.texts.samples, run.texts.gallery, place)

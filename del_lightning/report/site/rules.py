@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from del_lightning.metrics.intervals import bootstrap_ratio
-from del_lightning.report import arrange, nlu, words
+from del_lightning.report import arrange, nlu, paired, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import (
     AttackCurve,
@@ -240,14 +240,14 @@ def _against_metric(run: Run, board: NluLeaderboard) -> Iterator[Comparison]:
         for theirs in board.rows:
             same = (theirs.variant, theirs.matching, theirs.target) == (ours.variant, ours.matching, ours.target)
             if theirs.method in METRIC and same:
-                yield _auc(run, ours, theirs)
+                yield _auc(run, board, ours, theirs)
 
 
 def _with_prompt(run: Run, board: NluLeaderboard) -> Iterator[Comparison]:
     for ours in _snd(board):
         without = nlu.row_of(board, "snd", ours.label)
         if ours.variant == "snd-prompt" and without is not None:
-            yield _auc(run, ours, without)
+            yield _auc(run, board, ours, without)
 
 
 def _snd(board: NluLeaderboard) -> list[NluRow]:
@@ -259,11 +259,11 @@ def _snd(board: NluLeaderboard) -> list[NluRow]:
     ]
 
 
-def _auc(run: Run, first: NluRow, second: NluRow) -> Comparison:
+def _auc(run: Run, board: NluLeaderboard, first: NluRow, second: NluRow) -> Comparison:
     """Counts only where other seeds and other examples would both leave it."""
-    seeds, examples = (
-        minus(getattr(first, kind)["auc"], getattr(second, kind)["auc"]) for kind in ("over_seeds", "over_examples")
-    )
+    seeds = minus(first.over_seeds["auc"], second.over_seeds["auc"])
+    examples = paired.auc_difference(board, first, second)
+    examples = examples or minus(first.over_examples["auc"], second.over_examples["auc"])
     named = [(f"{row.label}: {nlu.VARIANTS[row.variant]}", row.over_seeds["auc"]) for row in (first, second)]
     return Comparison((run,), f"AUC on {run.data}", named[0], named[1], both(seeds, examples))
 
@@ -405,6 +405,9 @@ def bits(runs: Sequence[Run]) -> Finding:
             for rows in _same_setting(few[1], most[1]):
                 matched = f"{words.MATCHED[rows[0].matching]} {rows[0].target:g}" if rows[0].matching else "equal mu"
                 names = (f"n = {sizes[0]:g}", f"n = {sizes[1]:g}")
+                short = [name for name, one, row in zip(names, (few, most), rows, strict=True) if _short(one[1], row)]
+                if short:
+                    matched += f", which {listed(short)} cannot reach at any mu"
                 found += _perplexities((few[0], most[0]), f"PPL at {matched}", rows, names, TEN_PERCENT)
     known = sorted({f"{size['bits']:g}" for _, board in generation(runs) if (size := quantizer(board))}, key=float)
     missing = (
@@ -412,6 +415,13 @@ def bits(runs: Sequence[Run]) -> Finding:
         f"Bits loaded: {listed(known) or 'none'}."
     )
     return weigh(found, missing)
+
+
+def _short(board: Leaderboard, row: LeaderboardRow) -> bool:
+    """Whether a row stays below its target: no setting of its method is read that often."""
+    calibrations = [one for one in board.calibrations if one.method == row.method]
+    results = [result for one in calibrations for result in one.found.get(row.matching or "", [])]
+    return any(result.target == row.target and not result.reached for result in results)
 
 
 def payload(runs: Sequence[Run]) -> Finding:
