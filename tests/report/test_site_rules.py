@@ -147,6 +147,17 @@ def test_rows_of_two_boards_are_paired_prompt_by_prompt(nll: list[float], verdic
     assert judged(rules.bits, by_prompt(few, nll), other).verdict == "undecided"
 
 
+def test_a_target_that_few_bits_cannot_reach_is_named() -> None:
+    few, most = coarse(1, 50.0), coarse(8, 50.0)
+    assert not any("cannot reach" in one.what for one in judged(rules.bits, few, most).comparisons)
+    for calibration in few.calibrations:
+        for results in calibration.found.values():
+            results[:] = [result.model_copy(update={"reached": False}) for result in results]
+    found = judged(rules.bits, few, most).comparisons
+    assert all("which n = 1 cannot reach at any mu" in one.what for one in found if "ASR" in one.what)
+    assert any("cannot reach" in one.what for one in found)
+
+
 def test_bits_are_compared_under_one_adapter_only() -> None:
     boards = coarse(1, 40.0), coarse(8, 50.0)
     boards[0].config["adapter"] = {"rank": 0, "alpha": 32}  # as good as none, which older boards do not name

@@ -33,12 +33,13 @@ from del_lightning.llm import FrozenLLM
 from del_lightning.methods import Footprint
 from del_lightning.methods.controls import Clean
 from del_lightning.methods.metric import MetricDP
+from del_lightning.modules import Head
 from del_lightning.prompt import SoftPrompt
 from del_lightning.report.schema import NluLeaderboard, NluRow
 from del_lightning.seeding import stream
 from del_lightning.split import SplitModel
 from del_lightning.stages import attack, nlu
-from del_lightning.stages.classification import NluTask, ensure, read_scores
+from del_lightning.stages.classification import NluTask, _Run, ensure, read_scores
 from del_lightning.stages.setting import build_method
 from del_lightning.stages.workspace import Workspace
 from tests.modules.factory import labelled_rows
@@ -359,6 +360,8 @@ def test_what_cannot_work_is_said_at_once(model: Path, root: Path, tmp_path: Pat
         replace(config.nlu, fronts_of={"lora": ["inferdpt"]})
     with pytest.raises(ConfigError, match=r"`nlu\.ways` must be one of linear, .* got 'zap'"):
         replace(config.nlu, ways=["zap"])
+    with pytest.raises(ConfigError, match=r"`nlu\.fronts` must be methods .* got 'del-plus'"):
+        replace(config.nlu, fronts=["del-plus"])
     with pytest.raises(ConfigError, match=r"`attack\.suite` must be among .* got 'inverter'"):
         Workspace(replace(config, attack=replace(config.attack, suite=["nearest", "inverter"]))).check()
 
@@ -369,3 +372,16 @@ def test_noise_of_two_seeds_differs(model: Path, root: Path, finished: Path) -> 
     ids = torch.tensor([task.data.prompts()[0].private_ids])
     first, second = (front.method().release(ids, stream("noise", seed, 0)).payload for seed in SEEDS)
     assert not torch.equal(first, second)
+
+
+def test_a_linear_head_starts_from_cached_states(model: Path, root: Path, finished: Path, tmp_path: Path) -> None:
+    config = config_for(model, root, finished)
+    task = NluTask(Workspace(replace(config, nlu=replace(config.nlu, head="linear"))))
+    front = task.fronts("clean")[0]
+    run = _Run(task, "prompt", front, SEEDS[0], tmp_path)
+    split = SplitModel(task.ws.llm, front.method())
+    head, alone = run._head(split), run._fitted(split, Head(task.ws.llm.hidden_size))
+    assert isinstance(head, Head)
+    for name, value in head.state_dict().items():
+        assert torch.equal(value, alone.state_dict()[name])
+    assert head.layers[0].weight.abs().sum() > 0

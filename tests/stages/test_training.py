@@ -19,7 +19,7 @@ from del_lightning.errors import ArtifactError
 from del_lightning.llm import FrozenLLM
 from del_lightning.modules import CodecTraining, PromptTuning
 from del_lightning.split import SplitModel
-from del_lightning.stages.training import Fit, _take_best, fit
+from del_lightning.stages.training import Fit, _take_best, determined_by, fit
 from tests.modules.factory import data_for, split_for
 
 Factory = Callable[..., FrozenLLM]
@@ -232,3 +232,13 @@ def test_a_run_that_lost_its_best_validation_says_so(tmp_path: Path) -> None:
     nothing = ModelCheckpoint(tmp_path, monitor="val/perplexity")
     with pytest.raises(ArtifactError, match="must hold the best validation of its run, got none"):
         _take_best(torch.nn.Identity(), nothing, tmp_path)
+
+
+def test_what_changes_the_numbers_is_part_of_a_key() -> None:
+    plain = determined_by(TrainerConfig())
+    assert plain == determined_by(TrainerConfig(), full_precision=True) == {"accumulate": 1}
+    for changes in ({"devices": 2}, {"num_nodes": 2}, {"accumulate_grad_batches": 2}, {"compile": True}):
+        assert determined_by(TrainerConfig(**changes), full_precision=True) != plain
+    mixed = TrainerConfig(precision="bf16-mixed")
+    assert determined_by(mixed) != plain
+    assert determined_by(mixed, full_precision=True) == plain  # codec and inverter train in float32 whatever it says
