@@ -6,6 +6,7 @@ python benchmarks/_readme.py     writes them and the README's pictures; tests/te
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from del_lightning.report import arrange, merge, nlu, pictures, prose, words
 from del_lightning.report.arrange import Entry
@@ -76,16 +77,18 @@ def del_plus() -> str:
         board = Leaderboard.model_validate_json(path.read_text())
         mu, seed = board.config["mechanism"]["mu"], board.config["seed"]
         where = f"{NAMES.get(board.dataset, board.dataset)}, {mu:g}, {seed}"
-        lines += [f"| {where} | {' | '.join(_plus_cells(row))} |" for row in board.rows if row.soft_prompt]
+        rows = (row for row in board.rows if row.soft_prompt)
+        lines += [f"| {where} | {' | '.join(_plus_cells(row, board.config['codebook']))} |" for row in rows]
     return "\n".join(lines)
 
 
-def _plus_cells(row: LeaderboardRow) -> list[str]:
+def _plus_cells(row: LeaderboardRow, codebook: dict[str, Any]) -> list[str]:
+    groups = f", {codebook['frequent']} frequent, share {codebook['largest_share']:g}" if row.method == "del-plus" else ""
     name = words.worst_name(row).partition(" (")[0]
     content = [measures.get("content top-1") for measures in row.recovery.values()]
     most = max((one for one in content if one is not None), key=lambda one: one.value, default=None)
     return [
-        row.label.removesuffix(", given value"),
+        row.label.removesuffix(", given value") + groups,
         _show(row.retained, ".3f"),
         _show(row.coherence, ".3f"),
         _show(row.perplexity, ".1f"),
