@@ -83,7 +83,9 @@ def del_plus() -> str:
 
 
 def _plus_cells(row: LeaderboardRow, codebook: dict[str, Any]) -> list[str]:
-    groups = f", {codebook['frequent']} frequent, share {codebook['largest_share']:g}" if row.method == "del-plus" else ""
+    groups = (
+        f", {codebook['frequent']} frequent, share {codebook['largest_share']:g}" if row.method == "del-plus" else ""
+    )
     name = words.worst_name(row).partition(" (")[0]
     content = [measures.get("content top-1") for measures in row.recovery.values()]
     most = max((one for one in content if one is not None), key=lambda one: one.value, default=None)

@@ -11,7 +11,9 @@ Shape and training are SnD's: six post-norm layers of eight heads, feed-forward 
 behind, no positions; mean squared error, Adam at 1e-4, batches of 16. SnD's clip of the noisy embedding belongs to the
 front-end (``baseline.metric.l2_clip``). Departures: the server's denoiser adds its output to what it is given and
 starts at zero, so that a short training starts from no denoiser and not from none of the text; and both learn on the
-task's own training texts where SnD takes public ones, which favours them: nothing they meet later is of another kind.
+task's own training texts where SnD takes public ones: nothing they meet later is of another kind, but the classifier
+behind them learns from texts that they have seen. SnD's clip is applied where the release is restored; attackers read
+the vector before it, so that what they read is an upper end.
 """
 
 from collections.abc import Iterator

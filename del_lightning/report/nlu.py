@@ -66,7 +66,8 @@ GLOSSARY = (
     ),
     (
         "ε of a text",
-        "Exact differential privacy of the whole text, both sentences of a pair together, at the stated δ.",
+        "Exact differential privacy of a whole text of mean length, both sentences of a pair together, at the stated "
+        "δ; a longer text has a larger one.",
     ),
 )
 
@@ -136,7 +137,7 @@ def columns(board: NluLeaderboard) -> list[Column]:
 
 
 def attacks(board: NluLeaderboard) -> list[str]:
-    """The attacks that were run, the strongest of all of them last."""
+    """The attacks that were run, the strongest of them last."""
     names = dict.fromkeys(name for row in board.rows for name in row.asr)
     return sorted(names, key=lambda name: name == STRONGEST)
 

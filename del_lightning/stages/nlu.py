@@ -306,6 +306,11 @@ def _notes(task: NluTask, fronts: list[Front]) -> list[str]:
         "Levels are matched by the nearest neighbour's success on held-out training text; at one level methods differ "
         "in what stronger attackers read, so compare at the strongest attack's success.",
     ]
+    if data.task.name == "sst2":
+        notes.append(
+            "SST-2's training split holds phrases of the sentences that its validation split holds whole: training "
+            "texts are shorter than reported ones, and held-out phrases are not independent of training ones."
+        )
     if set(config.ways) & set(SND):
         notes.append(
             f"Denoisers took {config.denoiser.steps} steps of {config.denoiser.batch_size}; their authors pass once "
