@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.factory import attacked, make_board, make_large_board
+from tests.report.test_nlu import board as nlu_board
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,3 +64,18 @@ def test_committed_results_name_no_folder_of_a_machine() -> None:
     for path in (ROOT / "benchmarks" / "results").rglob("*.json"):
         text = path.read_text(encoding="utf-8")
         assert '"/' not in text, f"{path.name} holds an absolute path"
+
+
+def test_glue_has_its_sentences_and_a_table_with_the_tasks_own_figure() -> None:
+    readme = runpy.run_path(str(ROOT / "benchmarks" / "_readme.py"))
+    board = nlu_board()
+    readme["section"].__globals__.update(boards=list, tasks=lambda: [board])
+    section = readme["section"]()
+    assert section.startswith("**GLUE mrpc.** made-up-135m answers GLUE's mrpc about private text")
+    assert "clean text" in section
+    table = readme["nlu_table"](board)
+    headings = next(line for line in table.splitlines() if line.startswith("| front-end"))
+    for figure in ("Accuracy", "F1", "AUC"):
+        assert f"End to end, soft prompt: {figure}" in headings
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert {line.count("|") for line in rows} == {headings.count("|")}
