@@ -1,7 +1,8 @@
 """Every run behind the replication page: `make replication DATA=DIR`, hours on two CPU cores; a killed one resumes.
 
-Each run is one command of the package; its JSON goes to `results/replication/<name>/`, numbers only. Runs share codec,
-calibrations and controls in one store, so that one more (`NAMES=bits-1`) costs little once others are done.
+Each run is one command of the package; its JSON goes to `results/replication/<name>/`, or to `results/<name>/` where
+the name has a folder of its own (`NAMES=nlu/mrpc-seed0`), numbers only. Runs share codec, calibrations and controls in
+one store, so that one more (`NAMES=bits-1`) costs little once others are done.
 """
 
 import argparse
@@ -17,6 +18,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "replication"
 
 SMALL = ["methods=[clean,mean,del]", "soft_prompts=[clean,mean,del]", "evaluate.seeds=[0,1,2]", "attack.prompts=64"]
 PTB = ["experiment=leaderboard/ptb", *SMALL, "matching=[nearest]"]
+
+PLUS = ["experiment=del_plus", "attack.suite=[nearest,bayes,bigrams,language-model]"]
 
 JOBS: dict[str, list[str]] = {
     # Bits a coordinate, at one success of the nearest neighbour.
@@ -51,6 +54,17 @@ JOBS: dict[str, list[str]] = {
     # A second language model.
     "gemma-3-270m": [*PTB, "model=gemma3", "targets=[0.1]", "methods=[clean,mean,del,gaussian-code]",
                      "soft_prompts=[clean,mean,del,gaussian-code]"],
+    # Tables 3 and 4: a seed at a time; the site and the tables put them together.
+    **{
+        f"nlu/{task}-seed{seed}": [f"experiment=cpu/{task}", f"nlu.seeds=[{seed}]"]
+        for task in ("sst2", "mrpc", "qqp") for seed in (0, 1, 2)
+    },
+    # DEL+ beside DEL at one guarantee, everything trained anew under each seed.
+    **{f"del_plus/wikitext2-mu20-seed{seed}": [*PLUS, f"seed={seed}"] for seed in (0, 1, 2)},
+    **{
+        f"del_plus/ptb-mu20-share0.1-seed{seed}": [*PLUS, "data=ptb", "codebook.largest_share=0.1", f"seed={seed}"]
+        for seed in (0, 1, 2)
+    },
 }  # fmt: skip
 """Name of a run -> its settings besides data and store."""
 
@@ -65,7 +79,7 @@ def run(name: str, data: str, store: Path) -> None:
     settings = [*JOBS[name], f"title={title(name)}", f"data.root={data}", f"out={store}"]
     subprocess.run([sys.executable, "-m", "del_lightning", *settings], cwd=ROOT, check=True)
     folder = store / "report" / slug_of(title(name))
-    target = RESULTS / name
+    target = RESULTS.parent / name if "/" in name else RESULTS / name
     target.mkdir(parents=True, exist_ok=True)
     for file in folder.glob("*.json"):
         if file.name != "texts.json":  # text of the data set stays out of the repository
