@@ -54,10 +54,11 @@ JOBS: dict[str, list[str]] = {
     # A second language model.
     "gemma-3-270m": [*PTB, "model=gemma3", "targets=[0.1]", "methods=[clean,mean,del,gaussian-code]",
                      "soft_prompts=[clean,mean,del,gaussian-code]"],
-    # Tables 3 and 4: a seed at a time; the site and the tables put them together.
+    # Tables 3 and 4. The longer tasks a seed at a time: the site and the tables put them together.
+    "nlu/sst2": ["experiment=cpu/sst2"],
     **{
         f"nlu/{task}-seed{seed}": [f"experiment=cpu/{task}", f"nlu.seeds=[{seed}]"]
-        for task in ("sst2", "mrpc", "qqp") for seed in (0, 1, 2)
+        for task in ("mrpc", "qqp") for seed in (0, 1, 2)
     },
     # DEL+ beside DEL at one guarantee, everything trained anew under each seed.
     **{f"del_plus/wikitext2-mu20-seed{seed}": [*PLUS, f"seed={seed}"] for seed in (0, 1, 2)},
