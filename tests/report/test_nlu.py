@@ -230,5 +230,16 @@ def test_terminal_shows_values(seeds: list[int]) -> None:
     console.print(nlu.console_table(board(seeds=seeds)))
     text = console.export_text()
     assert "DEL, 4 bits, ASR 0.1" in text
-    assert "0.613" in text
+    assert "0.61" in text
     assert f"{len(seeds)} seeds" in text
+
+
+def test_all_ways_fit_a_terminal_of_80_columns() -> None:
+    longest = {"label": "Gaussian on the code, ASR 0.15"}
+    rows = [row(way, label) for way in nlu.VARIANTS for label in FRONTS]
+    rows += [row(way, "DEL, 4 bits, ASR 0.1").model_copy(update=longest) for way in nlu.VARIANTS]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(nlu.console_table(board(rows=[board().rows[0], *rows])))
+    text = console.export_text()
+    assert "Gaussian on the code, ASR 0.15" in text
+    assert "…" not in text
