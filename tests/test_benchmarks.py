@@ -111,6 +111,24 @@ def test_training_benchmark_from_start_to_end(
     assert saved["environment"]["packages"].keys() >= {"torch", "peft", "accelerate"}
 
 
+@pytest.mark.slow
+def test_scaling_benchmark_from_start_to_end(
+    benchmark: Callable[[str], Any], case: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("DEL_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    scaling = benchmark("scaling")
+    ways = {"one": scaling.Way(), "processes": scaling.Way(2)}
+    scaling.main({"tiny": replace(case, model=str(folder))}, tmp_path / "result.json", ways)
+    [result] = json.loads((tmp_path / "result.json").read_text())["results"]
+    assert list(result["contenders"]) == ["one", "processes"]
+    one, two = result["contenders"].values()
+    assert one["ratio"]["repeats"] == [1, 1]
+    speeds = [row["tokens_per_second"]["repeats"] for row in (one, two)]
+    assert two["ratio"]["repeats"] == pytest.approx([fast / slow for slow, fast in zip(*speeds, strict=True)])
+    assert two["mean_loss"] != one["mean_loss"]  # rank 0 has half of every batch
+
+
 def test_a_contender_that_fails_says_why(benchmark: Callable[[str], Any], tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("raise SystemExit('no such model')")
