@@ -304,7 +304,9 @@ class Workspace:
     def method(self, name: str) -> Method:
         """A front-end with all its tables, at some value of its parameter; built once."""
         if name not in self._methods:
-            self._methods[name] = self._build(name).to(self.device)
+            # Who asks first may be in inference mode, and what is made there cannot change devices for a training.
+            with torch.inference_mode(False), torch.no_grad():
+                self._methods[name] = self._build(name).to(self.device)
         return self._methods[name]
 
     def _build(self, name: str) -> Method:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from del_lightning.config import Config, StageConfig, TransferConfig
 from del_lightning.data import load_corpus
@@ -108,3 +109,10 @@ def test_bad_settings_are_refused_before_any_work(config: Config, tmp_path: Path
     with pytest.raises(ConfigError, match=r"`transfer.mus` must be different values"):
         TransferConfig(mus=[1.0, 1.0])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_front_end_first_asked_for_in_inference_mode_can_still_be_trained_behind(config: Config) -> None:
+    workspace = Workspace(config)
+    with torch.inference_mode():
+        method = workspace.method("del")
+    assert not any(parameter.is_inference() for parameter in method.parameters())
