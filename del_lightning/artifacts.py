@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -192,6 +192,11 @@ def _total_seconds(partial: Path, seconds: float) -> float:
     """Add the time of interrupted attempts, which left it in ``seconds.txt`` with their last checkpoint."""
     earlier = partial / "seconds.txt"
     return seconds + (float(earlier.read_text()) if earlier.exists() else 0.0)
+
+
+def built_in(artifacts: Iterable[Artifact]) -> Environment:
+    """Where the last of these artefacts (at least one) was built: their report may be written on another machine."""
+    return max(artifacts, key=lambda one: one.result.started).result.environment
 
 
 def capture_environment() -> Environment:

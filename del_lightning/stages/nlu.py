@@ -17,7 +17,7 @@ from rich import print as rprint
 from rich.console import Console
 
 from del_lightning import ranks
-from del_lightning.artifacts import Artifact, Outcome, capture_environment
+from del_lightning.artifacts import Artifact, Outcome, built_in
 from del_lightning.attacks import AttributeInference, Texts
 from del_lightning.config import SND
 from del_lightning.data.corpora import check_corpus
@@ -135,7 +135,7 @@ def leaderboard(task: NluTask, runs: list[tuple[str, Front]]) -> NluLeaderboard:
         notes=_notes(task, fronts),
         config=shareable(config),
         overrides=[without_folder(override) for override in ws.overrides if not override.startswith("out=")],
-        environment=capture_environment(),
+        environment=built_in(behind),
         wall_seconds=sum({one.key: one.result.wall_seconds for one in behind}.values()),
         generated=datetime.now(UTC).isoformat(timespec="seconds"),
     )

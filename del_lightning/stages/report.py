@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from del_lightning import ranks
-from del_lightning.artifacts import Artifact, capture_environment
+from del_lightning.artifacts import Artifact, built_in
 from del_lightning.config import Config
 from del_lightning.metrics import information_retained
 from del_lightning.report import console_table, write_report
@@ -136,7 +136,7 @@ def leaderboard(ws: Workspace, found: list[Setting]) -> Leaderboard:
         notes=_notes(ws),
         config=shareable(asdict(ws.config)),
         overrides=[without_folder(override) for override in ws.overrides if not override.startswith("out=")],
-        environment=capture_environment(),
+        environment=built_in(artifacts),
         wall_seconds=sum(artifact.result.wall_seconds for artifact in artifacts),
         generated=datetime.now(UTC).isoformat(timespec="seconds"),
     )

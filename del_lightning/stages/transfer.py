@@ -13,7 +13,7 @@ from rich import print as rprint
 from rich.console import Console
 
 from del_lightning import ranks
-from del_lightning.artifacts import Artifact, capture_environment, write_text
+from del_lightning.artifacts import Artifact, built_in, write_text
 from del_lightning.config import MechanismConfig
 from del_lightning.data import check_corpus
 from del_lightning.errors import ConfigError
@@ -120,7 +120,7 @@ def _board(ws: Workspace, found: list[tuple[_Use, Artifact]], trained: list[Arti
         cells=[_cell(ws.config.data.name, use, evaluated, dict(found)) for use, evaluated in found],
         config=shareable(asdict(ws.config)),
         overrides=[without_folder(override) for override in ws.overrides if not override.startswith("out=")],
-        environment=capture_environment(),
+        environment=built_in(parts.values()),
         wall_seconds=sum(one.result.wall_seconds for one in parts.values()),
         generated=datetime.now(UTC).isoformat(timespec="seconds"),
     )
