@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from del_lightning.assets import packaged_path
@@ -25,6 +27,7 @@ from del_lightning.config import (
 )
 from del_lightning.errors import AssetError
 from del_lightning.report.schema import Leaderboard
+from tests.modules.factory import labelled_rows
 
 TITLE = "Small pipeline"
 
@@ -104,3 +107,16 @@ def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> 
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def write_pairs(root: Path) -> Path:
+    """GLUE's MRPC made small: class 1 where both sentences of a pair name the same animal. Returns ``root``."""
+    for split, seed, count in (("train", 0, 120), ("validation", 9, 30)):
+        first, second = labelled_rows(seed, count), labelled_rows(seed + 1, count)
+        labels = [int(a == b) for a, b in zip(first.labels, second.labels, strict=True)]
+        digits = [" 7" if row % 2 else "" for row in range(count)]
+        texts = [text + digit for text, digit in zip(first.texts[0], digits, strict=True)]
+        path = root / "glue" / "mrpc" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"sentence1": texts, "sentence2": second.texts[0], "label": labels}), path)
+    return root

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -42,7 +40,7 @@ from del_lightning.stages import attack, nlu
 from del_lightning.stages.classification import NluTask, _Run, ensure, read_scores
 from del_lightning.stages.setting import build_method
 from del_lightning.stages.workspace import Workspace
-from tests.modules.factory import labelled_rows
+from tests.stages.factory import write_pairs
 
 pytestmark = pytest.mark.slow
 SEEDS = [3, 4]
@@ -74,17 +72,7 @@ def model(
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pair task whose two sentences name the same animal (class 1) or not."""
-    root = tmp_path_factory.mktemp("root")
-    for split, seed, count in (("train", 0, 120), ("validation", 9, 30)):
-        first, second = labelled_rows(seed, count), labelled_rows(seed + 1, count)
-        labels = [int(a == b) for a, b in zip(first.labels, second.labels, strict=True)]
-        digits = [" 7" if row % 2 else "" for row in range(count)]
-        texts = [text + digit for text, digit in zip(first.texts[0], digits, strict=True)]
-        path = root / "glue" / "mrpc" / f"{split}-00000-of-00001.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({"sentence1": texts, "sentence2": second.texts[0], "label": labels}), path)
-    return root
+    return write_pairs(tmp_path_factory.mktemp("root"))
 
 
 def config_for(model: Path, root: Path, out: Path) -> Config:
