@@ -242,3 +242,23 @@ def test_what_changes_the_numbers_is_part_of_a_key() -> None:
     mixed = TrainerConfig(precision="bf16-mixed")
     assert determined_by(mixed) != plain
     assert determined_by(mixed, full_precision=True) == plain  # codec and inverter train in float32 whatever it says
+
+
+def test_mixed_precision_rounds_the_language_model_and_nothing_that_is_kept(
+    tiny_llm: Factory, tmp_path: Path, uninterrupted: Callable[[str], Trained]
+) -> None:
+    class Rounded(L.Callback):
+        types = set[torch.dtype]()
+
+        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            layer = pl_module.split.llm.model.model.layers[0].mlp.up_proj
+            layer.register_forward_hook(lambda _module, _inputs, output: self.types.add(output.dtype))
+
+    full, full_weights = uninterrupted("prompt")
+    mixed, weights = train(tiny_llm(), tmp_path, trainer=replace(TRAINER, precision="bf16-mixed"), extra=(Rounded(),))
+    assert Rounded.types == {torch.bfloat16}
+    assert mixed.best == pytest.approx(full.best, rel=0.02)
+    assert mixed.best != full.best
+    for name, value in weights.items():
+        assert value.dtype == torch.float32
+        assert (value - full_weights[name]).norm() < 0.1 * full_weights[name].norm()
