@@ -56,8 +56,8 @@ JOBS: dict[str, list[str]] = {
                      "soft_prompts=[clean,mean,del,gaussian-code]"],
     # Tables 3 and 4. MRPC and QQP take a GPU a quarter of an hour each, a CPU days.
     "nlu/sst2": ["experiment=cpu/sst2"],
-    "nlu/sst2-8-bits": ["experiment=cpu/sst2", "nlu.ways=[linear,prompt,snd,snd-prompt]", "nlu.fronts=[clean,mean,del@8]",
-                        "nlu.fronts_of.snd-prompt=[clean,mean,del@8]"],
+    "nlu/sst2-8-bits": ["experiment=cpu/sst2", "nlu.ways=[linear,prompt,snd,snd-prompt]",
+                        "nlu.fronts=[clean,mean,del@8]", "nlu.fronts_of.snd-prompt=[clean,mean,del@8]"],
     "nlu/mrpc": ["experiment=gpu/mrpc"],
     "nlu/qqp": ["experiment=gpu/qqp"],
     # DEL+ beside DEL at one guarantee, everything trained anew under each seed.

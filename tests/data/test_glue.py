@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from del_lightning.config import GLUE_TASKS, NluConfig
+from del_lightning.data import glue
 from del_lightning.data.glue import TASKS, GlueData, GlueDataModule, check_glue, collate_labelled, glue_task, load_rows
 from del_lightning.errors import ConfigError, DataError
 from del_lightning.methods import MeanEmbedding
@@ -240,6 +241,22 @@ def test_what_is_missing_is_named_in_one_line(tmp_path: Path) -> None:
         DataError, match=r"split 'train' of `nlu.task` 'sst2' must have labels 0 and 1, got \[-1, 0, 1\]"
     ):
         load_rows(TASKS["sst2"], "train", str(bad))
+
+
+def test_without_a_root_the_hubs_data_set_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository in the hub's layout, one configuration a task, in the place of the hub."""
+    hub = write(tmp_path) / "glue"
+    splits = "".join(f"\n  - split: {name}\n    path: mrpc/{name}-*" for name in ("train", "validation"))
+    (hub / "README.md").write_text(f"---\nconfigs:\n- config_name: mrpc\n  data_files:{splits}\n---\n")
+    monkeypatch.setattr(glue, "HUB", str(hub))
+    monkeypatch.setattr(glue, "check_hub", lambda *_: None)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for split, count in (("train", 60), ("validation", 20)):
+        rows = load_rows(glue_task("mrpc"), split, None)
+        assert rows == load_rows(glue_task("mrpc"), split, str(tmp_path))
+        assert len(rows) == count
+    with pytest.raises(DataError, match=r"`nlu.task` 'cola': the hub's .* cannot be read \("):
+        load_rows(glue_task("cola"), "train", None)
 
 
 def test_padding_is_the_tokenizers(make: Any) -> None:

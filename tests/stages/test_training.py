@@ -247,16 +247,16 @@ def test_what_changes_the_numbers_is_part_of_a_key() -> None:
 def test_mixed_precision_rounds_the_language_model_and_nothing_that_is_kept(
     tiny_llm: Factory, tmp_path: Path, uninterrupted: Callable[[str], Trained]
 ) -> None:
-    class Rounded(L.Callback):
-        types = set[torch.dtype]()
+    seen = set[torch.dtype]()
 
+    class Rounded(L.Callback):
         def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             layer = pl_module.split.llm.model.model.layers[0].mlp.up_proj
-            layer.register_forward_hook(lambda _module, _inputs, output: self.types.add(output.dtype))
+            layer.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
 
     full, full_weights = uninterrupted("prompt")
     mixed, weights = train(tiny_llm(), tmp_path, trainer=replace(TRAINER, precision="bf16-mixed"), extra=(Rounded(),))
-    assert Rounded.types == {torch.bfloat16}
+    assert seen == {torch.bfloat16}
     assert mixed.best == pytest.approx(full.best, rel=0.02)
     assert mixed.best != full.best
     for name, value in weights.items():
