@@ -36,7 +36,7 @@ def difference_rows(board: NluLeaderboard) -> list[dict[str, str]]:
 
 
 def _differences(board: NluLeaderboard) -> Iterator[tuple[str, str, Estimate]]:
-    for one, other in (*_methods(board), *_ways(board)):
+    for one, other in (*_methods(board), *_without_text(board), *_ways(board)):
         found = auc_difference(board, one, other)
         if found is not None:
             yield _name(one), _name(other), found
@@ -54,6 +54,17 @@ def _methods(board: NluLeaderboard) -> Iterator[tuple[NluRow, NluRow]]:
             level = (theirs.variant, theirs.matching, theirs.target) == (ours.variant, ours.matching, ours.target)
             if level and theirs.method != ours.method:
                 yield ours, theirs
+
+
+def _without_text(board: NluLeaderboard) -> Iterator[tuple[NluRow, NluRow]]:
+    """Every front-end at the quoted level against the one that shows the length of a text alone, way by way."""
+    label = nlu.headline(board)
+    for ours in (row for row in board.rows if row.label == label):
+        for row in board.rows:
+            level = (row.variant, row.matching, row.target) == (ours.variant, ours.matching, ours.target)
+            control = next((one for one in board.rows if (one.variant, one.method) == (row.variant, "mean")), None)
+            if level and control is not None:
+                yield row, control
 
 
 def _ways(board: NluLeaderboard) -> Iterator[tuple[NluRow, NluRow]]:
