@@ -117,7 +117,19 @@ def check(config: Config, architecture: PreTrainedConfig, device: torch.device) 
             f"`stage` must be codec or prompt where no device holds the model alone: {config.model.name} needs "
             f"{_gib(found.alone)}, got {_gib(found.available)} free"
         )
+    if not found.fits_alone and device.type == "cuda":
+        _check_main_memory(config, found)
     return found
+
+
+def _check_main_memory(config: Config, found: MemoryPlan) -> None:
+    """Each process of a machine has the whole model in main memory before, between and after trainings."""
+    needed, free = config.trainer.devices * found.whole, _available(torch.device("cpu"))
+    if needed > free:
+        raise ConfigError(
+            f"`trainer.devices` must be so few that every process holds the model in main memory: {config.model.name} "
+            f"needs {_gib(found.whole)} for each of {config.trainer.devices}, got {_gib(free)} free"
+        )
 
 
 def kept_for_backward(model: PreTrainedModel, rows: int, tokens: int, *, recompute: bool = False) -> int:

@@ -117,6 +117,17 @@ def test_layers_spread_over_devices_take_a_share_of_each(monkeypatch: pytest.Mon
     assert memory.check(alone, QWEN_7B, CPU).training < 14 * GIB
 
 
+def test_a_spread_model_must_fit_the_main_memory_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    spread = MemoryPlan(weights=GIB, whole=14 * GIB, activations=GIB, table=GIB, context=GIB, available=10 * GIB)
+    monkeypatch.setattr(memory, "plan", lambda *_: spread)
+    config = replace(seven_billion(strategy="fsdp", devices=4), stage=StageConfig(name="prompt"))
+    with_memory(monkeypatch, 60)
+    assert memory.check(config, QWEN_7B, torch.device("cuda")) is spread
+    with_memory(monkeypatch, 50)
+    with pytest.raises(ConfigError, match=r"`trainer.devices` must be so few .* 14.0 GiB for each of 4, got 50.0 GiB"):
+        memory.check(config, QWEN_7B, torch.device("cuda"))
+
+
 def test_a_plan_adds_up() -> None:
     found = MemoryPlan(weights=1, whole=10, activations=20, table=300, context=4000, available=4311)
     assert (found.training, found.alone) == (4321, 4310)

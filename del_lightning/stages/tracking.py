@@ -19,7 +19,7 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import WandbLogger
 
 from del_lightning.artifacts import Artifact
-from del_lightning.report.schema import Leaderboard, LeaderboardRow, NluLeaderboard, NluRow
+from del_lightning.report.schema import Leaderboard, LeaderboardRow, NluLeaderboard, NluRow, TransferBoard
 from del_lightning.report.words import worst_attack
 
 STEP = "trainer/global_step"
@@ -95,6 +95,17 @@ def nlu_metrics(board: NluLeaderboard) -> dict[str, float]:
         where = f"nlu/{word(row.variant)}/{place(row.method, _level(row), row.bits)}"
         attacks = {f"asr/{word(name)}": rate for name, rate in row.asr.items()}
         found |= {f"{where}/{name}": estimate.value for name, estimate in {**row.over_seeds, **attacks}.items()}
+    return found
+
+
+def transfer_metrics(board: TransferBoard) -> dict[str, float]:
+    """Figures of every use of a soft prompt by name: where it was used, what it was trained on, and at which mu."""
+    found: dict[str, float] = {}
+    for cell in board.cells:
+        origin = "none" if cell.trained_on is None else f"{word(cell.trained_on)}_mu{word(f'{cell.trained_at:g}')}"
+        where = f"transfer/mu{word(f'{cell.used_at:g}')}/{origin}"
+        figures = {"perplexity": cell.perplexity, "coherence": cell.coherence, "agreement": cell.agreement}
+        found |= {f"{where}/{name}": estimate.value for name, estimate in figures.items()}
     return found
 
 

@@ -21,7 +21,7 @@ from del_lightning.methods import DEL
 from del_lightning.report.schema import TransferBoard, TransferCell
 from del_lightning.report.stored import write_board
 from del_lightning.report.transfer import console_table, render_markdown
-from del_lightning.stages import evaluate, prompt
+from del_lightning.stages import evaluate, prompt, tracking
 from del_lightning.stages.report import shareable, slug_of, without_folder
 from del_lightning.stages.setting import Setting
 from del_lightning.stages.workspace import Workspace
@@ -64,6 +64,11 @@ def run(ws: Workspace) -> Path | None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "report.md", render_markdown(board))
     write_board(folder / "transfer.json", board)
+    if ws.config.logger.kind == "wandb":
+        ws.wandb_run.summary.update(tracking.transfer_metrics(board))
+        for one in {trained.key: trained for _, trained, _ in found if trained is not None}.values():
+            tracking.log_artifact(ws.wandb_run, "soft-prompt", one)
+        tracking.log_report(ws.wandb_run, folder / "transfer.json")
     console = Console()
     console.print(console_table(board))
     console.print(f"report: {(folder / 'report.md').resolve()}", soft_wrap=True)

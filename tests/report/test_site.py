@@ -280,3 +280,11 @@ def test_gaussian_verdict_follows_the_paired_difference() -> None:
     assert any(found.verdict != "not run" for found in anchors.values())
     for found in anchors.values():
         assert (found.verdict == "not run") == (not found.comparisons)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ArtifactError, match=r"site must be free for the site or hold an earlier one, got other files"):
+        write_site(tmp_path / "site", load([RESULTS]).runs)
+    assert [path.name for path in (tmp_path / "site").iterdir()] == ["thesis.tex"]

@@ -41,6 +41,7 @@ from del_lightning.stages.classification import NluTask, _Run, ensure, read_scor
 from del_lightning.stages.setting import build_method
 from del_lightning.stages.workspace import Workspace
 from tests.stages.factory import write_pairs
+from tests.stages.wandb_server import RunFile
 
 pytestmark = pytest.mark.slow
 SEEDS = [3, 4]
@@ -373,3 +374,22 @@ def test_a_linear_head_starts_from_cached_states(model: Path, root: Path, finish
     for name, value in head.state_dict().items():
         assert torch.equal(value, alone.state_dict()[name])
     assert head.layers[0].weight.abs().sum() > 0
+
+
+def test_wandb_gets_the_figures_the_classifiers_and_the_report(
+    finished: Path, model: Path, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staging"))
+    config = replace(config_for(model, root, finished), logger=LoggerConfig(kind="wandb", mode="offline"))
+    board = board_of(finished)
+    with Workspace(config) as workspace:
+        nlu.run(workspace)
+    (file,) = (finished / "wandb").glob("offline-run-*/run-*.wandb")
+    record = RunFile.read(file)
+    (clean,) = (row for row in rows_of(board, "prompt") if row.method == "clean")
+    stored = record.summary["nlu/prompt/clean/control/auc"]
+    assert stored == pytest.approx(clean.over_seeds["auc"].value, rel=1e-6)
+    contents = {kind: {e["path"] for e in one["manifest"]["contents"]} for kind, one in record.artifacts.items()}
+    assert {"head.safetensors", "scores.json"} <= contents["classifier"]
+    assert "leaderboard.json" in contents["report"]

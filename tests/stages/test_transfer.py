@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from del_lightning.config import Config, StageConfig, TransferConfig
+from del_lightning.config import Config, LoggerConfig, StageConfig, TransferConfig
 from del_lightning.data import load_corpus
 from del_lightning.errors import ConfigError, DataError
 from del_lightning.report import words
@@ -18,6 +18,7 @@ from del_lightning.report.transfer import render_markdown
 from del_lightning.stages import transfer
 from del_lightning.stages.workspace import Workspace
 from tests.stages.factory import config_for, need, records
+from tests.stages.wandb_server import RunFile
 
 STRICT, LOOSE = 1.0, 500.0
 pytestmark = pytest.mark.slow
@@ -116,3 +117,21 @@ def test_a_front_end_first_asked_for_in_inference_mode_can_still_be_trained_behi
     with torch.inference_mode():
         method = workspace.method("del")
     assert not any(parameter.is_inference() for parameter in method.parameters())
+
+
+def test_wandb_gets_every_use_the_soft_prompts_and_the_report(
+    config: Config, board: TransferBoard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staging"))
+    with Workspace(replace(config, logger=LoggerConfig(kind="wandb", mode="offline"))) as workspace:
+        transfer.run(workspace)
+    (file,) = (Path(config.out) / "wandb").glob("offline-run-*/run-*.wandb")
+    record = RunFile.read(file)
+    for cell in board.cells:
+        origin = "none" if cell.trained_on is None else f"{cell.trained_on}_mu{cell.trained_at:g}"
+        name = f"transfer/mu{cell.used_at:g}/{origin}/perplexity"
+        assert record.summary[name] == pytest.approx(cell.perplexity.value, rel=1e-6)
+    contents = {kind: {e["path"] for e in one["manifest"]["contents"]} for kind, one in record.artifacts.items()}
+    assert contents["report"] == {"report.md", "transfer.json"}
+    assert "adapter_model.safetensors" in contents["soft-prompt"]

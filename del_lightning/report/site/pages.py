@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from del_lightning.artifacts import write_text
+from del_lightning.errors import ArtifactError
 from del_lightning.report import drawing, nlu_page, page, tables, transfer, words
 from del_lightning.report.rendering import Place, render
 from del_lightning.report.schema import Leaderboard, TransferBoard
@@ -36,7 +37,12 @@ def write_site(folder: Path, runs: Sequence[Run]) -> Path:
 
     Returns:
         Path of the page of all runs.
+
+    Raises:
+        ArtifactError: The folder holds something else.
     """
+    if folder.exists() and any(folder.iterdir()) and not (folder / REPLICATION).exists():
+        raise ArtifactError(f"{folder} must be free for the site or hold an earlier one, got other files: move them")
     made, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     for left in (made, old):
         shutil.rmtree(left, ignore_errors=True)
