@@ -61,6 +61,9 @@ class NluConfig:
     """Way to classify -> front-ends that it is run behind instead."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Each draws its own training examples, initial weights and noise."""
+    part: list[int] | None = None
+    """[k, n]: build every n-th run from the k-th on (k from 0) and write no report. n processes that share `out` divide
+    the work so; the same command without it then writes the report of what they built."""
     head: str = "linear"
     """Behind a soft prompt or adapter: linear on the last hidden state, or verbaliser (label words)."""
     train_examples: int | None = None
@@ -93,6 +96,9 @@ class NluConfig:
             one_of("nlu.fronts_of", way, NLU_VARIANTS)
         require(len(self.seeds) > 0, "nlu.seeds", "a non-empty list", self.seeds)
         require(len(set(self.seeds)) == len(self.seeds), "nlu.seeds", "distinct", self.seeds)
+        if self.part is not None:
+            fits = len(self.part) == 2 and 0 <= self.part[0] < self.part[1]
+            require(fits, "nlu.part", "[k, n] with 0 <= k < n", self.part)
         names = ("train_examples", "selection_examples", "eval_examples", "sentence_tokens", "draws", "eval_batch_size")
         for key in names:
             at_least(f"nlu.{key}", getattr(self, key), 1)

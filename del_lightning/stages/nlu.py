@@ -72,19 +72,23 @@ def run(ws: Workspace) -> Path | None:
     """Train and evaluate what is missing, then write the report.
 
     Returns:
-        The page's path; None on a rank other than 0, which has nothing to write.
+        The page's path; None on a rank other than 0 or for a part of the runs, which have nothing to write.
     """
     task = NluTask(ws)
     runs = list(_runs(task))
     seeds = ws.config.nlu.seeds
     # All rows under the first seed before any under the second: a run that is cut short still has whole tables.
-    for done, (seed, (variant, front)) in enumerate((seed, run) for seed in seeds for run in runs):
+    cells = [(seed, run) for seed in seeds for run in runs]
+    place, parts = ws.config.nlu.part or (0, 1)
+    for done, (seed, (variant, front)) in enumerate(mine := cells[place::parts]):
         artifact = ensure(task, variant, front, seed)
         figures = artifact.result.metrics
         rprint(
-            f"{done + 1}/{len(seeds) * len(runs)} {variant}, {front.setting.label}, seed {seed}: accuracy "
+            f"{done + 1}/{len(mine)} {variant}, {front.setting.label}, seed {seed}: accuracy "
             f"{figures['accuracy'].value:.3f}, AUC {figures['auc'].value:.3f} ({artifact.result.wall_seconds:.0f} s)"
         )
+    if ws.config.nlu.part is not None:
+        return None
     if not ranks.is_first():
         return None
     board = leaderboard(task, runs)

@@ -393,3 +393,17 @@ def test_wandb_gets_the_figures_the_classifiers_and_the_report(
     contents = {kind: {e["path"] for e in one["manifest"]["contents"]} for kind, one in record.artifacts.items()}
     assert {"head.safetensors", "scores.json"} <= contents["classifier"]
     assert "leaderboard.json" in contents["report"]
+
+
+def test_processes_may_divide_the_runs(finished: Path, model: Path, root: Path, tmp_path: Path) -> None:
+    config = config_for(model, root, tmp_path)
+    config = replace(config, nlu=replace(config.nlu, ways=["linear", "local"]))
+    for place in (1, 0):
+        assert nlu.run(Workspace(replace(config, nlu=replace(config.nlu, part=[place, 2])))) is None
+        built = {path.parent.name for path in tmp_path.glob("nlu/*/result.json")}
+        assert len(built) == {1: 4, 0: 8}[place]  # three front-ends of linear and one of local, under two seeds
+    assert not (tmp_path / "report").exists()
+    assert built <= {path.parent.name for path in finished.glob("nlu/*/result.json")}
+    for part in ([2, 2], [-1, 2], [0]):
+        with pytest.raises(ConfigError, match=r"`nlu.part` must be \[k, n\] with 0 <= k < n, got "):
+            NluConfig(part=part)
