@@ -13,7 +13,7 @@ from del_lightning.__main__ import main
 from del_lightning.errors import ArtifactError
 from del_lightning.report.page import write_report
 from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow, NluLeaderboard
-from del_lightning.report.site import load, rules
+from del_lightning.report.site import load, own_settings, rules
 from del_lightning.report.site.claims import Finding
 from del_lightning.report.site.runs import Run
 from tests.report.factory import attack_curve, estimate, make_board, make_large_board, rate
@@ -101,14 +101,14 @@ def wide(dim: int, ppl: float, mu: float) -> Leaderboard:
 @pytest.mark.parametrize(("mu", "narrow", "verdict"), [(20.0, 40.0, "agrees"), (20.0, 60.0, "disagrees"),
                                                        (60.0, 40.0, "disagrees"), (60.0, 60.0, "agrees")])  # fmt: skip
 def test_the_narrow_code_wins_where_privacy_is_strict(mu: float, narrow: float, verdict: str) -> None:
-    assert judged(rules.width, wide(18, narrow, mu), wide(128, 50.0, mu)).verdict == verdict
+    assert judged(own_settings.width, wide(18, narrow, mu), wide(128, 50.0, mu)).verdict == verdict
 
 
 def test_widths_are_not_compared_across_other_settings() -> None:
     other = wide(128, 50.0, 20.0)
     other.config["data"]["name"] = "ptb"
-    assert judged(rules.width, wide(18, 40.0, 20.0), other).verdict == "not run"
-    assert judged(rules.width, wide(18, 40.0, 20.0), wide(128, 50.0, 30.0)).verdict == "not run"
+    assert judged(own_settings.width, wide(18, 40.0, 20.0), other).verdict == "not run"
+    assert judged(own_settings.width, wide(18, 40.0, 20.0), wide(128, 50.0, 30.0)).verdict == "not run"
 
 
 def coarse(bits: int, ppl: float) -> Leaderboard:
@@ -127,7 +127,7 @@ def coarse(bits: int, ppl: float) -> Leaderboard:
 
 @pytest.mark.parametrize(("ppl", "verdict"), [(40.0, "agrees"), (52.0, "agrees"), (60.0, "disagrees")])
 def test_fewer_bits_may_cost_a_tenth(ppl: float, verdict: str) -> None:
-    assert judged(rules.bits, coarse(1, ppl), coarse(8, 50.0)).verdict == verdict
+    assert judged(own_settings.bits, coarse(1, ppl), coarse(8, 50.0)).verdict == verdict
 
 
 def by_prompt(board: Leaderboard, nll: list[float]) -> Leaderboard:
@@ -140,20 +140,20 @@ def by_prompt(board: Leaderboard, nll: list[float]) -> Leaderboard:
 @pytest.mark.parametrize(("nll", "verdict"), [([3.0, 5.0], "agrees"), ([3.5, 5.5], "disagrees")])
 def test_rows_of_two_boards_are_paired_prompt_by_prompt(nll: list[float], verdict: str) -> None:
     few, most = coarse(1, 50.0), coarse(8, 50.0)
-    found = judged(rules.bits, by_prompt(few, nll), by_prompt(most, [3.01, 5.01]))
+    found = judged(own_settings.bits, by_prompt(few, nll), by_prompt(most, [3.01, 5.01]))
     assert found.verdict == verdict
     assert all(one.what.endswith("paired") for one in found.comparisons)
     other = by_prompt(most, [3.01, 5.01]).model_copy(update={"reference_tokens": [10, 31]})
-    assert judged(rules.bits, by_prompt(few, nll), other).verdict == "undecided"
+    assert judged(own_settings.bits, by_prompt(few, nll), other).verdict == "undecided"
 
 
 def test_a_target_that_few_bits_cannot_reach_is_named() -> None:
     few, most = coarse(1, 50.0), coarse(8, 50.0)
-    assert not any("cannot reach" in one.what for one in judged(rules.bits, few, most).comparisons)
+    assert not any("cannot reach" in one.what for one in judged(own_settings.bits, few, most).comparisons)
     for calibration in few.calibrations:
         for results in calibration.found.values():
             results[:] = [result.model_copy(update={"reached": False}) for result in results]
-    found = judged(rules.bits, few, most).comparisons
+    found = judged(own_settings.bits, few, most).comparisons
     assert all("which n = 1 cannot reach at any mu" in one.what for one in found if "ASR" in one.what)
     assert any("cannot reach" in one.what for one in found)
 
@@ -161,14 +161,14 @@ def test_a_target_that_few_bits_cannot_reach_is_named() -> None:
 def test_bits_are_compared_under_one_adapter_only() -> None:
     boards = coarse(1, 40.0), coarse(8, 50.0)
     boards[0].config["adapter"] = {"rank": 0, "alpha": 32}  # as good as none, which older boards do not name
-    assert judged(rules.bits, *boards).verdict == "agrees"
+    assert judged(own_settings.bits, *boards).verdict == "agrees"
     boards[0].config["adapter"] = {"rank": 16, "alpha": 32}
-    assert judged(rules.bits, *boards).verdict == "not run"
+    assert judged(own_settings.bits, *boards).verdict == "not run"
 
 
 def test_the_payload_is_held_to_the_headline_only_at_one_bit() -> None:
-    assert judged(rules.payload, coarse(1, 50.0)).verdict == "agrees"
-    found = judged(rules.payload, coarse(4, 50.0))
+    assert judged(own_settings.payload, coarse(1, 50.0)).verdict == "agrees"
+    found = judged(own_settings.payload, coarse(4, 50.0))
     assert found.verdict == "partly"
     assert found.reason.endswith("The headline's n = 1 was not run.")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from del_lightning.report import words
 from del_lightning.report.schema import NluLeaderboard
-from del_lightning.report.site import rules
+from del_lightning.report.site import own_settings, rules
 from del_lightning.report.site.claims import Finding, listed
 from del_lightning.report.site.runs import Run
 
@@ -109,7 +109,7 @@ ITEMS = (
         PAPER_GENERATION,
         "Nats a token behind no soft prompt minus those behind the transferred one, at the same mu. Agrees where the "
         "interval lies above 0.",
-        rules.data_transfer,
+        own_settings.data_transfer,
     ),
     Item(
         "mu-transfer",
@@ -120,7 +120,7 @@ ITEMS = (
         PAPER_GENERATION,
         "Nats a token behind no soft prompt minus those behind the transferred one, and behind the transferred one "
         "minus those behind the matched one. Agrees where both intervals lie above 0.",
-        rules.mu_transfer,
+        own_settings.mu_transfer,
     ),
     Item(
         "width",
@@ -132,7 +132,7 @@ ITEMS = (
         "Two runs that differ in the width alone, at the same mu: difference in nats a token. Agrees where the "
         "interval lies on the narrow code's side below mu 34.6, halfway between 20 and 60, and on the wide code's "
         "above it.",
-        rules.width,
+        own_settings.width,
     ),
     Item(
         "bits",
@@ -143,7 +143,7 @@ ITEMS = (
         PAPER_GENERATION,
         "Runs that differ in the bits alone, at the same target or mu: nats a token at the most bits minus those at "
         "fewer. Agrees where the interval lies above −ln 1.1: fewer bits cost less than 10% of perplexity.",
-        rules.bits,
+        own_settings.bits,
     ),
     Item(
         "payload",
@@ -153,7 +153,7 @@ ITEMS = (
         "Bits a token against an embedding of 32-bit floats.",
         "Nominal bits a token of DEL at d = b / 32. Agrees if the saving is 32 × 32 / n within 1%, n = 1 among the "
         "runs.",
-        rules.payload,
+        own_settings.payload,
     ),
 )
 """In the order of the page."""

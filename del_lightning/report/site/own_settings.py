@@ -1,0 +1,283 @@
+"""The rules about DEL's own settings: width of the code, bits, payload, and soft prompts away from home.
+
+As in :mod:`~del_lightning.report.site.rules`: pure functions from the loaded runs to a verdict, by direction alone.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from del_lightning.metrics.intervals import bootstrap_ratio
+from del_lightning.report import arrange, words
+from del_lightning.report.schema import (
+    Estimate,
+    Leaderboard,
+    LeaderboardRow,
+    TransferBoard,
+    TransferCell,
+)
+from del_lightning.report.site.claims import (
+    Comparison,
+    Finding,
+    exact,
+    listed,
+    logarithm,
+    minus,
+    negative,
+    tally,
+    weigh,
+)
+from del_lightning.report.site.rules import TEN_PERCENT, generation, loaded
+from del_lightning.report.site.runs import Run
+
+BETWEEN_MU = math.sqrt(20 * 60)
+"""Below it a mu counts as strict, above it as loose: halfway between the two of the paper's Table 8."""
+SAVING = 32
+"""Factor that one bit a coordinate saves, and again b / d of the paper's code width."""
+DETERMINING = ("model", "data", "codec", "mechanism", "prompt", "evaluate", "seed")
+"""Parts of the configuration that utility depends on."""
+
+
+def quantizer(board: Leaderboard) -> dict[str, float]:
+    """Bits, code width and embedding width of DEL on this board; empty without DEL."""
+    for entry in arrange.tested(board):
+        sent, parameters = entry.row.communication, entry.row.privacy.parameters
+        if entry.is_reference and {"bits", "dim"} <= parameters.keys() and math.isfinite(sent.ratio_fp32):
+            width = round(sent.ratio_fp32 * sent.bits_per_token / 32)
+            return {"bits": parameters["bits"], "dim": parameters["dim"], "width": width}
+    return {}
+
+
+def peers(runs: Sequence[Run], section: str, key: str) -> list[list[tuple[Run, Leaderboard]]]:
+    """Runs of DEL that differ in one setting and in nothing else that utility depends on."""
+    groups: dict[str, list[tuple[Run, Leaderboard]]] = {}
+    for run, board in generation(runs):
+        if quantizer(board):
+            groups.setdefault(_without(board.config, section, key), []).append((run, board))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _without(config: dict[str, Any], section: str, key: str) -> str:
+    """What determines a run, one setting apart."""
+    parts = {name: config.get(name) for name in DETERMINING}
+    adapter = config.get("adapter") or {}
+    parts["adapter"] = adapter if adapter.get("rank") else None  # none in boards from before there were adapters
+    parts[section] = {name: value for name, value in (config.get(section) or {}).items() if name != key}
+    return json.dumps(parts, sort_keys=True)
+
+
+def _same_setting(first: Leaderboard, second: Leaderboard) -> Iterator[tuple[LeaderboardRow, LeaderboardRow]]:
+    """DEL's rows of two boards at the same target or the same given mu, with a soft prompt where both have one."""
+    for one in (entry for entry in arrange.tested(first) if entry.is_reference):
+        for other in (entry for entry in arrange.tested(second) if entry.is_reference):
+            if not _alike(one.row, other.row):
+                continue
+            if one.prompted and other.prompted:
+                yield one.prompted, other.prompted
+            elif one.plain and other.plain:
+                yield one.plain, other.plain
+
+
+def _alike(one: LeaderboardRow, other: LeaderboardRow) -> bool:
+    if (one.matching, one.target) != (other.matching, other.target):
+        return False
+    return one.target is not None or _same_mu(one, other)
+
+
+def _same_mu(one: LeaderboardRow, other: LeaderboardRow) -> bool:
+    return one.value is not None and other.value is not None and math.isclose(one.value, other.value, rel_tol=0.01)
+
+
+def _nats(row: LeaderboardRow) -> Estimate | None:
+    """The row's perplexity as nats a token, where it can be compared."""
+    found = row.perplexity
+    return logarithm(found) if found is not None and 0 < found.value < math.inf else None
+
+
+def _perplexities(
+    runs: tuple[Run, Run], what: str, rows: tuple[LeaderboardRow, LeaderboardRow], names: tuple[str, str], margin: float
+) -> Iterator[Comparison]:
+    """The first row's perplexity is the lower one, or at most so much higher; in nats a token."""
+    ours, theirs = _nats(rows[0]), _nats(rows[1])
+    if ours is not None and theirs is not None and rows[0].perplexity and rows[1].perplexity:
+        first, second = ((name, row.perplexity) for name, row in zip(names, rows, strict=True) if row.perplexity)
+        paired = _paired_nats(runs, rows)
+        if paired is not None:
+            what = f"{what}; difference in nats a token, paired"
+        yield Comparison(runs, what, first, second, paired or minus(theirs, ours), margin)
+
+
+def _paired_nats(runs: tuple[Run, Run], rows: tuple[LeaderboardRow, LeaderboardRow]) -> Estimate | None:
+    """The second row's nats a token minus the first's, prompt by prompt; None where a board does not hold them.
+
+    The runs must have the same prompts, which :func:`peers` sees to.
+    """
+    tokens = [run.board.reference_tokens for run in runs if isinstance(run.board, Leaderboard)]
+    if len(tokens) != len(runs) or tokens[0] != tokens[1]:
+        return None
+    if not all(len(row.nll_by_prompt) == len(tokens[0]) > 0 for row in rows):
+        return None
+    ours, theirs = (np.array(row.nll_by_prompt) for row in rows)
+    weight = np.array(tokens[0])
+    return bootstrap_ratio(weight * (theirs - ours), weight)
+
+
+def width(runs: Sequence[Run]) -> Finding:
+    """Rule: a code of b / 32 numbers has the lower perplexity at a strict mu, a wider one at a loose mu."""
+    found = [
+        one
+        for group in peers(runs, "codec", "dim")
+        for first, second in combinations(group, 2)
+        for one in _widths(first, second)
+    ]
+    widths = sorted({f"{size['dim']:g}" for _, board in generation(runs) if (size := quantizer(board))}, key=float)
+    missing = (
+        "It takes two runs that differ in codec.dim alone, one of them at b / 32, with DEL at the same given mu. "
+        f"Widths loaded: {listed(widths) or 'none'}."
+    )
+    return weigh(found, missing)
+
+
+def _widths(first: tuple[Run, Leaderboard], second: tuple[Run, Leaderboard]) -> Iterator[Comparison]:
+    (narrow, small), (wide, large) = sorted((first, second), key=lambda one: quantizer(one[1])["dim"])
+    sizes = quantizer(small), quantizer(large)
+    if sizes[0]["dim"] != sizes[0]["width"] // SAVING or sizes[0]["dim"] == sizes[1]["dim"]:
+        return
+    for one, other in _same_setting(small, large):
+        if one.value is None or not _same_mu(one, other):
+            continue
+        names = [f"d = {size['dim']:g}" for size in sizes]
+        pairs = [(narrow, one, names[0]), (wide, other, names[1])]
+        strict = one.value < BETWEEN_MU
+        ours, theirs = pairs if strict else pairs[::-1]
+        what = f"PPL at a {'strict' if strict else 'loose'} setting: {words.guarantee(one.privacy)}"
+        yield from _perplexities((ours[0], theirs[0]), what, (ours[1], theirs[1]), (ours[2], theirs[2]), 0.0)
+
+
+def bits(runs: Sequence[Run]) -> Finding:
+    """Rule: fewer bits a coordinate cost at most a tenth of perplexity against the most bits that were run."""
+    found: list[Comparison] = []
+    for group in peers(runs, "mechanism", "bits"):
+        most, *fewer = sorted(group, key=lambda one: -quantizer(one[1])["bits"])
+        for few in fewer:
+            sizes = [quantizer(board)["bits"] for _, board in (few, most)]
+            if sizes[0] == sizes[1]:
+                continue
+            for rows in _same_setting(few[1], most[1]):
+                matched = f"{words.MATCHED[rows[0].matching]} {rows[0].target:g}" if rows[0].matching else "equal mu"
+                names = (f"n = {sizes[0]:g}", f"n = {sizes[1]:g}")
+                short = [name for name, one, row in zip(names, (few, most), rows, strict=True) if _short(one[1], row)]
+                if short:
+                    matched += f", which {listed(short)} cannot reach at any mu"
+                found += _perplexities((few[0], most[0]), f"PPL at {matched}", rows, names, TEN_PERCENT)
+    known = sorted({f"{size['bits']:g}" for _, board in generation(runs) if (size := quantizer(board))}, key=float)
+    missing = (
+        "It takes two runs that differ in mechanism.bits alone, with DEL at the same target or mu. "
+        f"Bits loaded: {listed(known) or 'none'}."
+    )
+    return weigh(found, missing)
+
+
+def _short(board: Leaderboard, row: LeaderboardRow) -> bool:
+    """Whether a row stays below its target: no setting of its method is read that often."""
+    calibrations = [one for one in board.calibrations if one.method == row.method]
+    results = [result for one in calibrations for result in one.found.get(row.matching or "", [])]
+    return any(result.target == row.target and not result.reached for result in results)
+
+
+def payload(runs: Sequence[Run]) -> Finding:
+    """Rule: at d = b / 32 a token takes 32 x 32 / n times fewer bits than its fp32 embedding; the headline is n = 1."""
+    found, text = [], []
+    for run, board in generation(runs):
+        size = quantizer(board)
+        if not size or size["dim"] != size["width"] // SAVING:
+            continue
+        row = next(entry.row for entry in arrange.tested(board) if entry.is_reference)
+        promised = SAVING * SAVING / size["bits"]
+        ratio = row.communication.ratio_fp32
+        what = f"times smaller than an fp32 embedding, d = {size['dim']:g} of b = {size['width']:g}"
+        names = f"sent at n = {size['bits']:g}", "claimed: 32 × 32 / n"
+        found.append(
+            Comparison(
+                (run,), what, (names[0], exact(ratio)), (names[1], exact(promised)), exact(ratio - promised),
+                promised / 100,
+            )
+        )  # fmt: skip
+        text += _smaller_text(board, row)
+    finding = weigh(found, f"No loaded run holds DEL at a code width of b / 32. {loaded(runs)}", *text[:1])
+    if finding.verdict == "agrees" and not any(one.first[0].endswith("n = 1") for one in found):
+        reason = f"{finding.reason} The headline's n = 1 was not run."
+        return Finding("partly", reason, finding.comparisons)
+    return finding
+
+
+def _smaller_text(board: Leaderboard, row: LeaderboardRow) -> list[str]:
+    """What an embedding is a generous yardstick for: the text itself as token ids."""
+    clean = [entry.row.communication.bits_per_token for entry in arrange.controls(board) if entry.row.method == "clean"]
+    if not clean or not 0 < clean[0] < row.communication.bits_per_token:
+        return []
+    sizes = words.count(clean[0]), words.count(row.communication.bits_per_token)
+    return [f"The text itself, as token ids, takes {sizes[0]} bits a token and so less than DEL's {sizes[1]}."]
+
+
+# --- a soft prompt away from home -------------------------------------------------------------------------------------
+
+
+def transfers(runs: Iterable[Run]) -> Iterator[tuple[Run, TransferCell, TransferCell, TransferCell]]:
+    """(run, a use away from home, the matched soft prompt's use, the use without one) of every transferred use."""
+    for run in runs:
+        if not isinstance(run.board, TransferBoard):
+            continue
+        for cell in run.board.cells:
+            home = [one for one in run.board.cells if one.used_at == cell.used_at]
+            none = next((one for one in home if one.trained_on is None), None)
+            matched = next((one for one in home if one.over_matched is None), None)
+            if none is not None and matched is not None and cell not in (none, matched):
+                yield run, cell, matched, none
+
+
+def data_transfer(runs: Sequence[Run]) -> Finding:
+    """Rule: a soft prompt trained on other data has a lower perplexity than none, at the same mu."""
+    away = [found for found in transfers(runs) if found[1].trained_on != found[2].trained_on]
+    helps = [one for run, cell, _, none in away for one in _helps(run, cell, none)]
+    costs = [one for run, cell, matched, _ in away for one in _costs(run, cell, matched)]
+    remark = f"The matched soft prompt is better still: {tally(costs)}" if costs else ""
+    return weigh(helps, "No loaded run uses a soft prompt on other data than it was trained on.", remark)
+
+
+def mu_transfer(runs: Sequence[Run]) -> Finding:
+    """Rule: a soft prompt trained at another mu has a lower perplexity than none and a higher one than the matched."""
+    away = [found for found in transfers(runs) if found[1].trained_on == found[2].trained_on]
+    helps = [one for run, cell, _, none in away for one in _helps(run, cell, none)]
+    costs = [one for run, cell, matched, _ in away for one in _costs(run, cell, matched)]
+    parts = (f"Better than none: {tally(helps)}", f"Worse than the matched one: {tally(costs)}") if away else ()
+    return weigh([*helps, *costs], "No loaded run uses a soft prompt at another mu than it was trained at.", *parts)
+
+
+def _helps(run: Run, cell: TransferCell, none: TransferCell) -> Iterator[Comparison]:
+    if cell.over_none is not None and cell.over_none.nll is not None:
+        yield _use(run, cell, none, (cell, none), negative(cell.over_none.nll))
+
+
+def _costs(run: Run, cell: TransferCell, matched: TransferCell) -> Iterator[Comparison]:
+    if cell.over_matched is not None and cell.over_matched.nll is not None:
+        yield _use(run, cell, matched, (matched, cell), cell.over_matched.nll)
+
+
+def _use(
+    run: Run, cell: TransferCell, base: TransferCell, order: tuple[TransferCell, TransferCell], difference: Estimate
+) -> Comparison:
+    first, second = ((_origin(one), one.perplexity) for one in order)
+    against = "no soft prompt" if base.trained_on is None else "the matched soft prompt"
+    what = f"PPL at mu {words.number(cell.used_at)} against {against}; difference in nats a token, paired"
+    return Comparison((run,), what, first, second, difference)
+
+
+def _origin(cell: TransferCell) -> str:
+    if cell.trained_on is None or cell.trained_at is None:
+        return "no soft prompt"
+    return f"trained on {cell.trained_on} at mu {words.number(cell.trained_at)}"
