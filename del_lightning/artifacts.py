@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -195,8 +196,23 @@ def _total_seconds(partial: Path, seconds: float) -> float:
 
 
 def built_in(artifacts: Iterable[Artifact]) -> Environment:
-    """Where the last of these artefacts (at least one) was built: their report may be written on another machine."""
-    return max(artifacts, key=lambda one: one.result.started).result.environment
+    """Where most of the time of these artefacts (at least one) was spent: a report may be written on another machine.
+
+    ``dirty`` where any of them came from code that was not committed.
+    """
+    found = list(artifacts)
+    spent: dict[str, float] = defaultdict(float)
+    for one in found:
+        spent[_machine(one)] += one.result.wall_seconds
+    most = max(spent, key=lambda machine: spent[machine])
+    last = max((one for one in found if _machine(one) == most), key=lambda one: one.result.started)
+    dirty = [one.result.environment.dirty for one in found]
+    return last.result.environment.model_copy(update={"dirty": True if True in dirty else dirty[0]})
+
+
+def _machine(artifact: Artifact) -> str:
+    """Hardware and packages that an artefact was built with."""
+    return artifact.result.environment.model_dump_json(exclude={"revision", "dirty"})
 
 
 def capture_environment() -> Environment:

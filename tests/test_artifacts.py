@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from del_lightning import artifacts
-from del_lightning.artifacts import ArtifactStore, Outcome, capture_environment, key_of, read_result, write_json
+from del_lightning.artifacts import (
+    Artifact,
+    ArtifactStore,
+    Outcome,
+    built_in,
+    capture_environment,
+    key_of,
+    read_result,
+    write_json,
+)
 from del_lightning.checkpoints import EXTENSION
 from del_lightning.errors import ArtifactError
 from del_lightning.report.schema import SCHEMA_VERSION, Estimate, StageResult
@@ -224,3 +233,17 @@ def test_environment_describes_this_process() -> None:
     assert environment.cores >= 1
     assert environment.memory_gib > 0
     assert (environment.revision is None) == (environment.dirty is None)
+
+
+def test_a_report_names_the_machine_of_its_runs_and_not_its_own(tmp_path: Path) -> None:
+    def built(name: str, accelerator: str | None, seconds: float, dirty: bool, started: str) -> Artifact:
+        made = store(tmp_path).get("stage", {"name": name}, nothing)
+        environment = capture_environment().model_copy(update={"accelerator": accelerator, "dirty": dirty})
+        update = {"environment": environment, "wall_seconds": seconds, "started": started}
+        return Artifact(made.folder, made.result.model_copy(update=update))
+
+    trained, attacked = built("a", "H100", 60.0, False, "2026-01-01"), built("b", None, 5.0, False, "2026-01-02")
+    assert built_in([trained, attacked]).accelerator == "H100"
+    assert built_in([trained, attacked]).dirty is False
+    assert built_in([trained, built("c", None, 90.0, True, "2025-01-01")]).accelerator is None
+    assert built_in([trained, built("c", None, 1.0, True, "2025-01-01")]).dirty is True  # one is enough

@@ -7,8 +7,10 @@ lowest one.
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from del_lightning.config import NluConfig
 from del_lightning.errors import ArtifactError
 from del_lightning.metrics import binary_figures, over_examples, over_seeds
 from del_lightning.report.schema import NluLeaderboard, NluRow
@@ -39,7 +41,9 @@ def merged(boards: Sequence[NluLeaderboard]) -> list[NluLeaderboard]:
 def _setting(board: NluLeaderboard) -> str:
     """What boards must share to be parts of one: all settings but seeds, title and what changes no number."""
     config = {name: value for name, value in board.config.items() if name in ("targets", "matching", "mechanism")}
-    nlu = {name: value for name, value in board.config.get("nlu", {}).items() if name != "seeds"}
+    # A setting that is younger than a board had its default there.
+    nlu = {**asdict(NluConfig()), **board.config.get("nlu", {})}
+    nlu = {name: value for name, value in nlu.items() if name not in ("seeds", "part", "keep_denoisers")}
     more = {name: board.config.get(name) for name in ("codec", "baseline", "prompt")}
     return repr((board.task, board.model, board.schedule, sorted(config.items()), sorted(nlu.items()), more))
 

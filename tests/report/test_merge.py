@@ -81,3 +81,11 @@ def test_a_site_shows_them_as_one_run(tmp_path: Path) -> None:
     assert isinstance(run.board, NluLeaderboard)
     assert run.board.seeds == [0, 1]
     assert run.source.count("leaderboard.json") == 2
+
+
+def test_settings_younger_than_a_board_do_not_keep_it_apart() -> None:
+    old, new = seed_board(0), seed_board(1)
+    younger = {**new.config, "nlu": {**new.config.get("nlu", {}), "part": [0, 2], "keep_denoisers": True}}
+    assert len(merged([old, new.model_copy(update={"config": younger})])) == 1
+    other = {**new.config, "nlu": {**new.config.get("nlu", {}), "draws": 7}}
+    assert len(merged([old, new.model_copy(update={"config": other})])) == 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from del_lightning.metrics import binary_figures, differences, over_examples
-from del_lightning.report import nlu_page
+from del_lightning.report import nlu, nlu_page
 from del_lightning.report.paired import auc_difference, difference_rows
 from tests.report.test_merge import seed_board
 
@@ -48,3 +48,17 @@ def test_nothing_is_compared_without_scores() -> None:
     first, second = [row for row in board.rows if row.scores][:2]
     assert auc_difference(board, first, second.model_copy(update={"scores": second.scores * 2})) is None
     assert auc_difference(board, first, first).value == 0
+
+
+def test_text_came_through_where_pairs_beat_the_length_over_examples_and_seeds() -> None:
+    board = seed_board(0)
+    labels, control = MANY.tolist(), WORSE.tolist()
+    rows = [row.model_copy(update={"scores": control if row.method == "mean" else GOOD.tolist()}) for row in board.rows]
+    better = board.model_copy(update={"rows": rows, "labels": labels})
+    ours = next(row for row in rows if row.method == "del" and row.variant == "prompt")
+    assert nlu.beats_length(better, ours)
+    assert not nlu.beats_length(better, ours.model_copy(update={"scores": control}))
+    # One seed says the opposite: the examples alone would still call it better.
+    mixed = [GOOD[0], GOOD[1], 2 * WORSE[2] - GOOD[2]]
+    assert differences(mixed, WORSE, MANY)["auc"].low > 0
+    assert not nlu.beats_length(better, ours.model_copy(update={"scores": np.clip(mixed, 0, 1).tolist()}))
