@@ -147,8 +147,9 @@ def _is_matched(one: AttackedSetting) -> bool:
 
 
 def nlu_title(board: NluLeaderboard) -> str:
-    """Name of the task."""
-    return f"**GLUE {board.task}.**"
+    """Name of the task, and the bits of a board that has DEL at no others."""
+    bits = {row.bits for row in board.rows if row.bits is not None}
+    return f"**GLUE {board.task}{f', {bits.pop()} bits' if len(bits) == 1 else ''}.**"
 
 
 def nlu_table(board: NluLeaderboard) -> str:

@@ -1,8 +1,9 @@
-"""Every run behind the replication page: `make replication DATA=DIR`, hours on two CPU cores; a killed one resumes.
+"""Every run behind the replication page: `make replication DATA=DIR`, a day on two CPU cores; a killed one resumes.
 
 Each run is one command of the package; its JSON goes to `results/replication/<name>/`, or to `results/<name>/` where
 the name has a folder of its own (`NAMES=nlu/mrpc`), numbers only. Runs share codec, calibrations and controls in
-one store, so that one more (`NAMES=bits-1`) costs little once others are done.
+one store, so that one more (`NAMES=bits-1`) costs little once others are done. What takes a CPU days is left out where
+there is no GPU, unless it is named.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 from del_lightning.stages.report import slug_of
 
@@ -54,7 +57,7 @@ JOBS: dict[str, list[str]] = {
     # A second language model.
     "gemma-3-270m": [*PTB, "model=gemma3", "targets=[0.1]", "methods=[clean,mean,del,gaussian-code]",
                      "soft_prompts=[clean,mean,del,gaussian-code]"],
-    # Tables 3 and 4. MRPC and QQP take a GPU a quarter of an hour each, a CPU days.
+    # Tables 3 and 4.
     "nlu/sst2": ["experiment=cpu/sst2"],
     "nlu/sst2-8-bits": ["experiment=cpu/sst2", "nlu.ways=[linear,prompt,snd,snd-prompt]",
                         "nlu.fronts=[clean,mean,del@8]", "nlu.fronts_of.snd-prompt=[clean,mean,del@8]"],
@@ -62,6 +65,9 @@ JOBS: dict[str, list[str]] = {
     "nlu/qqp": ["experiment=gpu/qqp"],
     # DEL+ beside DEL at one guarantee, everything trained anew under each seed.
     **{f"del_plus/wikitext2-mu20-seed{seed}": [*PLUS, f"seed={seed}"] for seed in (0, 1, 2)},
+    "del_plus/ptb-mu14-frequent512-seed0": [
+        *(*PLUS, "data=ptb", "seed=0", "mechanism.mu=14", "codebook.largest_share=0.1", "codebook.frequent=512"),
+    ],
     **{
         f"del_plus/ptb-mu20-share0.1-seed{seed}": [*PLUS, "data=ptb", "codebook.largest_share=0.1", f"seed={seed}"]
         for seed in (0, 1, 2)
@@ -69,10 +75,17 @@ JOBS: dict[str, list[str]] = {
 }  # fmt: skip
 """Name of a run -> its settings besides data and store."""
 
+NEED_GPU = ("nlu/mrpc", "nlu/qqp")
+"""Runs that take one GPU some minutes and a CPU days."""
+
+
+TITLES = {"nlu/mrpc": "MRPC (one GPU)", "nlu/qqp": "QQP (one GPU)"}
+"""Titles that say more than a run's name."""
+
 
 def title(name: str) -> str:
     """Title of a run's report; the folder of the report is named after it."""
-    return f"Replication {name}"
+    return TITLES.get(name, f"Replication {name}")
 
 
 def run(name: str, data: str, store: Path) -> None:
@@ -96,7 +109,7 @@ def main() -> None:
     wanted = parser.parse_args()
     if unknown := [name for name in wanted.names if name not in JOBS]:
         parser.error(f"name must be one of {', '.join(JOBS)}, got {unknown[0]!r}")
-    names = wanted.names or list(JOBS)
+    names = wanted.names or [name for name in JOBS if name not in NEED_GPU or torch.cuda.is_available()]
     for number, name in enumerate(names, 1):
         print(f"== {number}/{len(names)} {name}", flush=True)
         run(name, str(Path(wanted.data).resolve()), wanted.out.resolve())

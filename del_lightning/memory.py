@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from del_lightning import ranks
 from del_lightning.config import Config
 from del_lightning.errors import ConfigError
 from del_lightning.llm import decoder_layers, quiet
@@ -117,7 +118,8 @@ def check(config: Config, architecture: PreTrainedConfig, device: torch.device) 
             f"`stage` must be codec or prompt where no device holds the model alone: {config.model.name} needs "
             f"{_gib(found.alone)}, got {_gib(found.available)} free"
         )
-    if not found.fits_alone and device.type == "cuda":
+    # Asked once a machine: when its other processes come to this, the first may hold its copy already.
+    if not found.fits_alone and device.type == "cuda" and ranks.local_rank() == 0:
         _check_main_memory(config, found)
     return found
 

@@ -126,6 +126,8 @@ def test_a_spread_model_must_fit_the_main_memory_of_all_processes(monkeypatch: p
     with_memory(monkeypatch, 50)
     with pytest.raises(ConfigError, match=r"`trainer.devices` must be so few .* 14.0 GiB for each of 4, got 50.0 GiB"):
         memory.check(config, QWEN_7B, torch.device("cuda"))
+    monkeypatch.setattr(memory.ranks, "local_rank", lambda: 1)  # the first one asked for all
+    assert memory.check(config, QWEN_7B, torch.device("cuda")) is spread
 
 
 def test_a_plan_adds_up() -> None:

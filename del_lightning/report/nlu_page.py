@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from del_lightning.artifacts import write_text
 from del_lightning.report import drawing, nlu, words
 from del_lightning.report.markdown import escape, markdown_rows, markdown_table
-from del_lightning.report.paired import difference_rows
+from del_lightning.report.paired import READING, difference_rows
 from del_lightning.report.rendering import ALONE, Place, render
 from del_lightning.report.schema import NluLeaderboard
 from del_lightning.report.stored import write_board
@@ -37,7 +37,7 @@ def render_markdown(board: NluLeaderboard) -> str:
     parts += [markdown_table(["Front-end", *(escape(column.line) for column in shown)], lines)]
     parts += ["## Cost", markdown_rows(nlu.cost_rows(board))]
     if differences := difference_rows(board):
-        parts += ["## Compared in pairs", "The same examples under the same seeds.", markdown_rows(differences)]
+        parts += ["## Compared in pairs", READING, markdown_rows(differences)]
     if attributes := nlu.attribute_rows(board):
         parts += ["## What can be inferred of a whole text", markdown_rows(attributes)]
     parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in board.notes) or "None."]
@@ -73,6 +73,7 @@ def _context(board: NluLeaderboard) -> dict[str, Any]:
         "costs": nlu.cost_rows(board),
         "attributes": nlu.attribute_rows(board),
         "differences": difference_rows(board),
+        "reading": READING,
         "configuration": OmegaConf.to_yaml(OmegaConf.create(board.config)),
         "environment": environment_rows(board.environment),
         "command": command(board),

@@ -12,6 +12,12 @@ from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
 WAYS = (("prompt", "linear"), ("lora", "prompt"), ("snd-prompt", "snd"), ("prompt", "snd"), ("snd-user", "local"))
 """Pairs of ways to classify behind one front-end: what the first has more than the second."""
 
+READING = (
+    "The same examples under the same seeds; intervals are over examples, so other seeds may say otherwise, and of twenty "
+    "differences that are none one leaves its interval."
+)
+"""How to read the table of differences."""
+
 
 def auc_difference(board: NluLeaderboard, first: NluRow, second: NluRow) -> Estimate | None:
     """AUC of the first row minus the second's, with an interval over examples; None where a board has no scores."""

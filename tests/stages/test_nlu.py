@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -395,15 +397,29 @@ def test_wandb_gets_the_figures_the_classifiers_and_the_report(
     assert "leaderboard.json" in contents["report"]
 
 
-def test_processes_may_divide_the_runs(finished: Path, model: Path, root: Path, tmp_path: Path) -> None:
+def run_part(config: Config) -> Path | None:
+    return nlu.run(Workspace(config))
+
+
+def test_processes_divide_the_runs_and_one_of_them_writes_the_report(
+    finished: Path, model: Path, root: Path, tmp_path: Path
+) -> None:
     config = config_for(model, root, tmp_path)
     config = replace(config, nlu=replace(config.nlu, ways=["linear", "local"]))
-    for place in (1, 0):
-        assert nlu.run(Workspace(replace(config, nlu=replace(config.nlu, part=[place, 2])))) is None
-        built = {path.parent.name for path in tmp_path.glob("nlu/*/result.json")}
-        assert len(built) == {1: 4, 0: 8}[place]  # three front-ends of linear and one of local, under two seeds
+    parts = [replace(config, nlu=replace(config.nlu, part=[place, 2])) for place in (0, 1)]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        assert list(pool.map(run_part, parts)) == [None, None]
+    built = {path.parent.name for path in tmp_path.glob("nlu/*/result.json")}
+    assert len(built) == 8  # three front-ends of linear and one of local, under two seeds
     assert not (tmp_path / "report").exists()
-    assert built <= {path.parent.name for path in finished.glob("nlu/*/result.json")}
-    for part in ([2, 2], [-1, 2], [0]):
-        with pytest.raises(ConfigError, match=r"`nlu.part` must be \[k, n\] with 0 <= k < n, got "):
-            NluConfig(part=part)
+    assert nlu.run(Workspace(config)) is not None
+    assert {path.parent.name for path in tmp_path.glob("nlu/*/result.json")} == built
+    whole = {(row.variant, row.label): row.scores for row in board_of(finished).rows}
+    for row in board_of(tmp_path).rows:
+        assert row.scores == whole[row.variant, row.label]
+
+
+@pytest.mark.parametrize("part", [[2, 2], [-1, 2], [0]])
+def test_a_part_is_one_of_several(part: list[int]) -> None:
+    with pytest.raises(ConfigError, match=r"`nlu.part` must be \[k, n\] with 0 <= k < n, got "):
+        NluConfig(part=part)
