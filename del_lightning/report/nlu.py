@@ -312,10 +312,12 @@ def _way(board: NluLeaderboard, variant: str, label: str) -> str:
         f"{VARIANTS[variant]} {words.with_interval(row.over_seeds['auc'])} over seeds, "
         f"{words.with_interval(row.over_examples['auc'])} over examples"
     ]
+    surely = "" if beats_length(board, row) else "not surely "
     if mean is not None:
-        parts.append(f"the length of the text alone {words.with_interval(mean.over_seeds['auc'])}")
-    if not beats_length(board, row):
-        parts.append(f"which is not surely above {'chance' if mean is None else 'that'}")
+        sent = "with the mean embedding sent instead" if variant == "snd-user" else "with the length of the text alone"
+        parts.append(f"{surely}above {words.with_interval(mean.over_seeds['auc'])} {sent}")
+    elif surely:
+        parts.append("not surely above chance")
     return ", ".join(parts)
 
 

@@ -13,8 +13,8 @@ WAYS = (("prompt", "linear"), ("lora", "prompt"), ("snd-prompt", "snd"), ("promp
 """Pairs of ways to classify behind one front-end: what the first has more than the second."""
 
 READING = (
-    "The same examples under the same seeds; intervals are over examples, so other seeds may say otherwise, and of twenty "
-    "differences that are none one leaves its interval."
+    "The same examples under the same seeds; intervals are over examples, so other seeds may say otherwise, and one in "
+    "twenty leaves out 0 where there is no difference."
 )
 """How to read the table of differences."""
 
