@@ -307,7 +307,7 @@ def _way(board: NluLeaderboard, variant: str, label: str) -> str:
     row = row_of(board, variant, label)
     if row is None:
         return ""
-    mean = next((row for row in board.rows if (row.variant, row.method) == (variant, "mean")), None)
+    mean = without_text(board, variant)
     parts = [
         f"{VARIANTS[variant]} {words.with_interval(row.over_seeds['auc'])} over seeds, "
         f"{words.with_interval(row.over_examples['auc'])} over examples"
@@ -321,12 +321,17 @@ def _way(board: NluLeaderboard, variant: str, label: str) -> str:
     return ", ".join(parts)
 
 
+def without_text(board: NluLeaderboard, variant: str) -> NluRow | None:
+    """The control of a way to classify in which the server learns the length of a text and nothing else."""
+    return next((row for row in board.rows if (row.variant, row.method) == (variant, "mean")), None)
+
+
 def beats_length(board: NluLeaderboard, row: NluRow) -> bool:
     """Whether the AUC is above that of the length alone, in pairs, over other seeds and other examples alike.
 
     Without that control, or without scores, above .5 by both of the row's intervals.
     """
-    control = next((one for one in board.rows if (one.variant, one.method) == (row.variant, "mean")), None)
+    control = without_text(board, row.variant)
     if control is None or not board.labels or not row.scores or len(row.scores) != len(control.scores):
         return beats_chance(row)
     gains = [

@@ -68,7 +68,7 @@ def _without_text(board: NluLeaderboard) -> Iterator[tuple[NluRow, NluRow]]:
     for ours in (row for row in board.rows if row.label == label):
         for row in board.rows:
             level = (row.variant, row.matching, row.target) == (ours.variant, ours.matching, ours.target)
-            control = next((one for one in board.rows if (one.variant, one.method) == (row.variant, "mean")), None)
+            control = nlu.without_text(board, row.variant)
             if level and control is not None:
                 yield row, control
 

@@ -95,7 +95,7 @@ def run(ws: Workspace) -> Path | None:
     page = write_nlu_report(ws.store.root / "report" / slug_of(ws.config.title), board)
     if ws.config.logger.kind == "wandb":
         ws.wandb_run.summary.update(tracking.nlu_metrics(board))
-        for seed, (variant, front) in ((seed, run) for seed in seeds for run in runs):
+        for seed, (variant, front) in cells:
             one = ensure(task, variant, front, seed)
             tracking.log_artifact(ws.wandb_run, "classifier", one, label=f"{variant}, {front.setting.label}")
         tracking.log_report(ws.wandb_run, page)
