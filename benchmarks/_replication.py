@@ -63,6 +63,14 @@ JOBS: dict[str, list[str]] = {
                         "nlu.fronts=[clean,mean,del@8]", "nlu.fronts_of.snd-prompt=[clean,mean,del@8]"],
     "nlu/mrpc": ["experiment=gpu/mrpc"],
     "nlu/qqp": ["experiment=gpu/qqp"],
+    # The same at all three levels, on a schedule that two CPU cores can run.
+    **{
+        f"nlu/{task}-levels": [
+            *(f"experiment=cpu/{task}", "nlu.ways=[linear,prompt,snd]", "nlu.fronts=[clean,mean,del@1,del@2,del@4]"),
+            "+nlu.fronts_of.linear=[clean,mean,del@1,del@2,del@4,gaussian-code]",
+        ]
+        for task in ("mrpc", "qqp")
+    },
     # DEL+ beside DEL at one guarantee, everything trained anew under each seed.
     **{f"del_plus/wikitext2-mu20-seed{seed}": [*PLUS, f"seed={seed}"] for seed in (0, 1, 2)},
     "del_plus/ptb-mu14-frequent512-seed0": [
@@ -79,7 +87,12 @@ NEED_GPU = ("nlu/mrpc", "nlu/qqp")
 """Runs that take one GPU some minutes and a CPU days."""
 
 
-TITLES = {"nlu/mrpc": "MRPC (one GPU)", "nlu/qqp": "QQP (one GPU)"}
+TITLES = {
+    "nlu/mrpc": "MRPC (one GPU)",
+    "nlu/qqp": "QQP (one GPU)",
+    "nlu/mrpc-levels": "MRPC at three levels (CPU schedule)",
+    "nlu/qqp-levels": "QQP at three levels (CPU schedule)",
+}
 """Titles that say more than a run's name."""
 
 
