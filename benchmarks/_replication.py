@@ -101,9 +101,14 @@ def title(name: str) -> str:
     return TITLES.get(name, f"Replication {name}")
 
 
+def settings_of(name: str) -> list[str]:
+    """Settings of a run, its title among them (quoted: a title may hold what Hydra's grammar knows as its own)."""
+    return [*JOBS[name], f"title='{title(name)}'"]
+
+
 def run(name: str, data: str, store: Path) -> None:
     """Run one job, or what is missing of it, and take its JSON."""
-    settings = [*JOBS[name], f"title={title(name)}", f"data.root={data}", f"out={store}"]
+    settings = [*settings_of(name), f"data.root={data}", f"out={store}"]
     subprocess.run([sys.executable, "-m", "del_lightning", *settings], cwd=ROOT, check=True)
     folder = store / "report" / slug_of(title(name))
     target = RESULTS.parent / name if "/" in name else RESULTS / name

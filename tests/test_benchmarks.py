@@ -186,7 +186,11 @@ def test_replication_runs_are_settings_that_exist(benchmark: Callable[[str], Any
     replication = benchmark("_replication")
     register_schemas()
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        found = {name: OmegaConf.to_object(compose("config", overrides=job)) for name, job in replication.JOBS.items()}
+        found = {
+            name: OmegaConf.to_object(compose("config", overrides=replication.settings_of(name)))
+            for name in replication.JOBS
+        }
+    assert all(config.title == replication.title(name) for name, config in found.items())
     assert {config.mechanism.bits for config in found.values()} == {1, 2, 4, 8}
     assert {config.codec.dim for name, config in found.items() if name.startswith("width")} == {18, 128}
     assert found["cnn-dailymail"].data.name == "cnn_dailymail"
