@@ -4,11 +4,11 @@ python benchmarks/_readme.py     writes them and the README's pictures; tests/te
                                  the leaderboards say: no number is typed by hand
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from del_lightning.report import arrange, merge, nlu, pictures, prose, words
+from del_lightning.report import anew, arrange, merge, nlu, pictures, prose, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.markdown import markdown_rows
 from del_lightning.report.schema import AttackedSetting, Estimate, Leaderboard, LeaderboardRow, NluLeaderboard, NluRow
@@ -68,29 +68,57 @@ def tasks() -> list[NluLeaderboard]:
 
 
 def del_plus() -> str:
-    """DEL+ beside DEL: a line a method and run."""
+    """DEL+ beside DEL: over the trainings of each setting, then a line a method and run."""
+    paths = sorted(RESULTS.glob("del_plus/*/leaderboard.json"))
+    found = [Leaderboard.model_validate_json(path.read_text()) for path in paths]
     lines = [
+        "| data, mu | front-end | seeds | R of the mean over trainings | of each training | minus DEL | ASR, strongest attack, each |",  # noqa: E501
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+        *(f"| {' | '.join(cells)} |" for group in anew.groups(found) for cells in _trainings(group)),
+        "",
+        "Every run:",
+        "",
         "| data, mu, seed | front-end | R | COH | PPL | ASR, strongest attack | of content tokens | exact ε of a prompt |",  # noqa: E501
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for path in sorted(RESULTS.glob("del_plus/*/leaderboard.json")):
-        board = Leaderboard.model_validate_json(path.read_text())
-        mu, seed = board.config["mechanism"]["mu"], board.config["seed"]
-        where = f"{NAMES.get(board.dataset, board.dataset)}, {mu:g}, {seed}"
+    for board in found:
+        where = f"{_where(board)}, {board.config['seed']}"
         rows = (row for row in board.rows if row.soft_prompt)
         lines += [f"| {where} | {' | '.join(_plus_cells(row, board.config['codebook']))} |" for row in rows]
     return "\n".join(lines)
 
 
+def _where(board: Leaderboard) -> str:
+    return f"{NAMES.get(board.dataset, board.dataset)}, {board.config['mechanism']['mu']:g}"
+
+
+def _trainings(group: list[Leaderboard]) -> Iterator[list[str]]:
+    """What each method retains over the trainings of one setting, a line a method."""
+    for one in anew.over_trainings(group):
+        yield [
+            _where(group[0]),
+            _plus_name(one.row, group[0].config["codebook"]),
+            ", ".join(map(str, one.seeds)),
+            _show(one.retained, ".3f"),
+            ", ".join(f"{value:.3f}" for value in one.each),
+            _show(one.gain, ".3f"),
+            ", ".join(f"{value:.1%}" for value in one.asr),
+        ]
+
+
+def _plus_name(row: LeaderboardRow, codebook: dict[str, Any]) -> str:
+    name = row.label.removesuffix(", given value")
+    if row.method != "del-plus":
+        return name
+    return f"{name}, {codebook['frequent']} frequent, share {codebook['largest_share']:g}"
+
+
 def _plus_cells(row: LeaderboardRow, codebook: dict[str, Any]) -> list[str]:
-    groups = (
-        f", {codebook['frequent']} frequent, share {codebook['largest_share']:g}" if row.method == "del-plus" else ""
-    )
     name = words.worst_name(row).partition(" (")[0]
     content = [measures.get("content top-1") for measures in row.recovery.values()]
     most = max((one for one in content if one is not None), key=lambda one: one.value, default=None)
     return [
-        row.label.removesuffix(", given value") + groups,
+        _plus_name(row, codebook),
         _show(row.retained, ".3f"),
         _show(row.coherence, ".3f"),
         _show(row.perplexity, ".1f"),

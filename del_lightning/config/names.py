@@ -12,6 +12,7 @@ METHODS = (
     "random",
     "projection",
     "del",
+    "del-posterior",
     "del-plus",
     "gaussian-code",
     "gaussian-code-nbit",

@@ -7,7 +7,7 @@ from del_lightning.config.checks import at_least, low_rank, one_of, positive, re
 from del_lightning.config.names import GLUE_TASKS, METHODS, NLU_VARIANTS
 
 _AT_BITS = re.compile(r"(del|gaussian-code-nbit|gaussian-embedding-nbit)@[1-8]")
-_NOT_CLASSIFYING = ("inferdpt", "local-only", "del-plus")
+_NOT_CLASSIFYING = ("inferdpt", "local-only", "del-plus", "del-posterior")
 
 
 @dataclass

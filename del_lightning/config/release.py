@@ -68,7 +68,8 @@ class CodebookConfig:
     topic_weight: float = 1.0
     """Weight of which texts a token occurs in against its embedding, where groups are merged."""
     neighbours: bool = True
-    """Whether the server decodes a position with its neighbours (an exact pass under bigrams) or by itself."""
+    """Whether the server of ``del-plus`` and ``del-posterior`` decodes a position with its neighbours (an exact pass
+    under bigrams) or by itself."""
 
     def __post_init__(self) -> None:
         at_least("codebook.frequent", self.frequent, 0)

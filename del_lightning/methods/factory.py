@@ -17,6 +17,7 @@ from del_lightning.methods.dp_forward import DPForward
 from del_lightning.methods.gaussian import GaussianCode, GaussianEmbedding, quantile_bound
 from del_lightning.methods.inferdpt import InferDPT, LocalOnly
 from del_lightning.methods.metric import MetricDP, MetricDPReleased
+from del_lightning.methods.posterior import PosteriorDEL
 from del_lightning.methods.quantized import DEL
 from del_lightning.methods.rantext import Rantext
 from del_lightning.methods.santext import Santext
@@ -30,6 +31,7 @@ CLASSES: dict[str, type[Method]] = {
     "random": RandomTokens,
     "projection": Projection,
     "del": DEL,
+    "del-posterior": PosteriorDEL,
     "del-plus": SemanticDEL,
     "gaussian-code": GaussianCode,
     "gaussian-code-nbit": GaussianCode,
@@ -55,6 +57,7 @@ LABELS = {
     "random": "Random tokens",
     "projection": "Projection, no noise",
     "del": "DEL",
+    "del-posterior": "DEL, posterior mean",
     "del-plus": "DEL+",
     "gaussian-code": "Gaussian on the code",
     "gaussian-code-nbit": "Gaussian on the code, rounded",
@@ -74,14 +77,15 @@ LABELS = {
 }
 """What tables print."""
 
-NEEDS_CODEC = ("projection", "del", "gaussian-code", "gaussian-code-nbit")
+NEEDS_CODEC = ("projection", "del", "del-posterior", "gaussian-code", "gaussian-code-nbit")
 NEEDS_CODEBOOK = ("del-plus",)
+NEEDS_PRIOR = ("del-posterior", "del-plus")
 NEEDS_VOCABULARY = tuple(name for name in METHODS if issubclass(CLASSES[name], Substitution))
 NEEDS_FREQUENCIES = ("gaussian-embedding", "gaussian-embedding-nbit", "dp-forward", "dp-forward-released")
 NEEDED = (
     (NEEDS_CODEC, "codec"),
     (NEEDS_CODEBOOK, "codebook"),
-    (NEEDS_CODEBOOK, "prior"),
+    (NEEDS_PRIOR, "prior"),
     (NEEDS_VOCABULARY, "vocabulary"),
     (NEEDS_FREQUENCIES, "frequencies"),
 )
@@ -101,8 +105,8 @@ class Parts:
         codec: For the methods of :data:`NEEDS_CODEC`.
         frequencies: (V,) token counts of a public corpus, for :data:`NEEDS_FREQUENCIES`.
         codebook: Groups and code words, for :data:`NEEDS_CODEBOOK`.
-        prior: (V,) ln Pr(token) in public text, for :data:`NEEDS_CODEBOOK`.
-        bigrams: Of public text that nothing is trained on; lets the server of :data:`NEEDS_CODEBOOK` read neighbours.
+        prior: (V,) ln Pr(token) in public text, for :data:`NEEDS_PRIOR`.
+        bigrams: Of public text that nothing is trained on; lets the server of :data:`NEEDS_PRIOR` read neighbours.
         vocabulary: For :data:`NEEDS_VOCABULARY`; keep it, since its distance tables are shared by all of them.
     """
 
@@ -138,7 +142,7 @@ def build(
         if name in names:
             arguments.append(_given(parts, part, name))
     keywords = settings(name, baseline, mechanism)
-    if kind is SemanticDEL:
+    if name in NEEDS_PRIOR:
         keywords["bigrams"] = parts.bigrams
     if kind is GaussianEmbedding:
         table, frequencies = arguments
@@ -159,6 +163,7 @@ def settings(name: str, baseline: BaselineConfig, mechanism: MechanismConfig) ->
     forward = {"delta": baseline.dp_forward.delta, "clip": baseline.dp_forward.clip}
     chosen: dict[str, dict[str, Any]] = {
         "del": {"bits": mechanism.bits, "l2_clip": mechanism.l2_clip},
+        "del-posterior": {"bits": mechanism.bits},
         "del-plus": {"bits": mechanism.bits},
         "gaussian-code-nbit": rounding,
         "gaussian-embedding": quantile,
@@ -176,7 +181,9 @@ def settings(name: str, baseline: BaselineConfig, mechanism: MechanismConfig) ->
 
 def default_value(name: str, baseline: BaselineConfig, mechanism: MechanismConfig) -> float | None:
     """The configured value of a method's privacy parameter; None where it has to be calibrated or has none."""
-    family = name.removesuffix("-nbit").removesuffix("-plus").removesuffix("-released").removesuffix("-snd")
+    family = name
+    for variant in ("-nbit", "-plus", "-posterior", "-released", "-snd"):
+        family = family.removesuffix(variant)
     chosen = {
         "del": mechanism.mu,
         "gaussian-code": baseline.gaussian.mu,

@@ -92,7 +92,7 @@ class DEL(Method):
         """The table of codes (V, d); the quantizer itself is a few numbers."""
         return Footprint.of(self.code_table)
 
-    def score_values(self, release: Release) -> tuple[Tensor, Tensor]:
+    def score_values(self, release: Release) -> tuple[Tensor, Tensor] | None:
         """The decoded codes and the decoder's weight; a clipped norm changes no direction."""
         return self.quantizer.decode(release.payload).flatten(0, 1), self.codec.decoder.weight
 

@@ -2,7 +2,7 @@
 
 The mechanism, its guarantee and its bits are DEL's. Two things differ. The encoder maps a token to the code word of its
 group (:mod:`del_lightning.codebook`) instead of a projection of its embedding, and the decoder is no linear map but the
-posterior mean of the embedding: what an attacker who knows the mechanism would compute, used for the user.
+posterior mean of the embedding (:mod:`del_lightning.methods.posterior`).
 """
 
 import torch
@@ -10,12 +10,9 @@ from torch import Tensor
 
 from del_lightning.bigrams import Bigrams
 from del_lightning.codebook import Codebook
-from del_lightning.lattices import lattices
 from del_lightning.methods.base import Footprint, Method, Release
+from del_lightning.methods.posterior import posterior_means
 from del_lightning.privacy import BinomialAccountant, PrivacyStatement, StochasticQuantizer
-
-SEQUENCES = 8
-"""Sequences decoded together; bounds the memory."""
 
 
 class SemanticDEL(Method):
@@ -90,12 +87,7 @@ class SemanticDEL(Method):
         """Mean embedding given the codes of the whole sequence, where there are bigrams; see :class:`Method`."""
         if self.bigrams is None:
             return self.restore(release)
-        parts = []
-        for lattice, part in lattices(self, release, lengths, self.prior, self.bigrams, SEQUENCES):
-            for ids, log_posterior, length in zip(lattice.ids, lattice.log_posterior, part.tolist(), strict=True):
-                weights = log_posterior[:length].exp()
-                parts += [w @ self.embedding_table[i] for w, i in zip(weights, ids[:length], strict=True)]
-        return torch.stack(parts)[None]
+        return posterior_means(self, release, lengths, self.prior, self.bigrams)
 
     def log_likelihood(self, release: Release) -> Tensor:
         """Exact binomial log-likelihood of the codes under every token: that of its group."""

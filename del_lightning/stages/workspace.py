@@ -36,6 +36,7 @@ from del_lightning.methods.factory import (
     NEEDS_CODEBOOK,
     NEEDS_CODEC,
     NEEDS_FREQUENCIES,
+    NEEDS_PRIOR,
     NEEDS_VOCABULARY,
     TEXT_ONLY,
     Parts,
@@ -235,7 +236,7 @@ class Workspace:
         A server that decodes with bigrams knows the pairs of the text that they were counted in too well, so it trains
         on the other half.
         """
-        if name not in NEEDS_CODEBOOK or not self.config.codebook.neighbours:
+        if name not in NEEDS_PRIOR or not self.config.codebook.neighbours:
             return self.data
         data = copy(self.data)
         data.second_half = True
@@ -314,9 +315,11 @@ class Workspace:
         vocabulary = self.vocabulary if name in NEEDS_VOCABULARY else None
         frequencies = self.frequencies if name in NEEDS_FREQUENCIES else None
         parts = Parts(self.embedding_table, codec, frequencies, vocabulary=vocabulary)
-        if name in NEEDS_CODEBOOK:
+        if name in NEEDS_PRIOR:
             bigrams = self.decoder_bigrams if self.config.codebook.neighbours else None
-            parts = replace(parts, codebook=self.codebook(), prior=self.prior, bigrams=bigrams)
+            parts = replace(parts, prior=self.prior, bigrams=bigrams)
+        if name in NEEDS_CODEBOOK:
+            parts = replace(parts, codebook=self.codebook())
         # A method that is to be calibrated starts anywhere in its range.
         start = CLASSES[name].parameter_range[0] if self.parameter(name) and self.given_value(name) is None else None
         return build(name, parts, self.config.baseline, self.config.mechanism, start)
@@ -351,7 +354,9 @@ class Workspace:
         if name in NEEDS_CODEBOOK:
             from del_lightning.stages import codebook as codebook_stage
 
-            key |= {"codebook": codebook_stage.ensure(self).key, "neighbours": self.config.codebook.neighbours}
+            key["codebook"] = codebook_stage.ensure(self).key
+        if name in NEEDS_PRIOR:
+            key["neighbours"] = self.config.codebook.neighbours
         if name in (*NEEDS_VOCABULARY, *NEEDS_FREQUENCIES):
             key["frequencies"] = self.public.fingerprint
         if name in NEEDS_VOCABULARY and (path := self.config.baseline.word_vectors):

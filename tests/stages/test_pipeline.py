@@ -222,7 +222,7 @@ def test_every_method_makes_its_rows(finished: Path, model: Path, encoder: Path,
     config = replace(
         config,
         methods=list(METHODS),
-        soft_prompts=["del", "del-plus"],
+        soft_prompts=["del", "del-posterior", "del-plus"],
         targets=[0.4],
         codebook=CodebookConfig(frequent=20, largest_share=0.2),
         prompt=replace(config.prompt, steps=1),
@@ -244,7 +244,7 @@ def test_every_method_makes_its_rows(finished: Path, model: Path, encoder: Path,
     for row in board.rows:
         assert (row.perplexity is None) == (row.method in ("inferdpt", "local-only"))
         assert (row.value is None) == row.is_control
-        assert row.soft_prompt <= (row.method in ("del", "del-plus"))
+        assert row.soft_prompt <= (row.method in ("del", "del-posterior", "del-plus"))
         if row.matching is not None:
             assert row.asr["nearest neighbour (cosine)"].value < 0.7
         if row.matching and row.method != "del" and row.perplexity:

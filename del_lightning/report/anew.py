@@ -1,0 +1,82 @@
+"""Text-generation leaderboards of one configuration whose every part was trained anew under each of several seeds.
+
+An interval over prompts says how far another choice of prompts would move a number, not how far another training
+would. So what a method retains is shown twice: of the mean over the trainings with its interval over prompts, and
+every training by itself.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from del_lightning.metrics import bootstrap_ratio, information_retained
+from del_lightning.report import words
+from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow
+
+SETTINGS = ("model", "data", "codec", "codebook", "mechanism", "prompt", "adapter", "attack", "evaluate", "targets")
+"""Parts of a configuration that boards share which differ in their seed alone."""
+
+
+@dataclass(frozen=True)
+class Anew:
+    """One method over several trainings.
+
+    Attributes:
+        row: Its row under the lowest seed.
+        seeds: Seeds of the trainings, ascending.
+        retained: R of the NLL averaged over trainings, interval over prompts.
+        each: R of every training.
+        gain: R minus that of DEL in the same boards, paired over prompts; None for DEL itself and the controls.
+        asr: Largest success of any attack, a training.
+    """
+
+    row: LeaderboardRow
+    seeds: list[int]
+    retained: Estimate
+    each: list[float]
+    gain: Estimate | None
+    asr: list[float]
+
+
+def groups(boards: Sequence[Leaderboard]) -> list[list[Leaderboard]]:
+    """Boards that differ in their seed alone, lowest seed first; those without numbers of each prompt are left out."""
+    found: dict[str, list[Leaderboard]] = {}
+    for board in sorted(boards, key=lambda board: int(board.config["seed"])):
+        if any(row.nll_by_prompt for row in board.rows):
+            key = json.dumps([board.dataset, *(board.config.get(name) for name in SETTINGS)], sort_keys=True)
+            found.setdefault(key, []).append(board)
+    return list(found.values())
+
+
+def over_trainings(group: Sequence[Leaderboard]) -> list[Anew]:
+    """The prompted methods of one of :func:`groups`, in the order of the first board; controls are left out.
+
+    A method that not every board has, or boards without prompted controls, give nothing.
+    """
+    rows = [{row.method: row for row in board.rows if row.soft_prompt and row.nll_by_prompt} for board in group]
+    shared = [name for name in rows[0] if all(name in board for board in rows)]
+    if not {"clean", "mean"} <= set(shared):
+        return []
+    nll = {name: np.mean([board[name].nll_by_prompt for board in rows], axis=0) for name in shared}
+    tokens = np.array(group[0].reference_tokens, dtype=np.float64)
+    return [
+        Anew(
+            row=rows[0][name],
+            seeds=[int(board.config["seed"]) for board in group],
+            retained=information_retained(nll["mean"], nll[name], nll["clean"], tokens),
+            each=[found.value for board in rows if (found := board[name].retained) is not None],
+            gain=_gain(nll, name, tokens),
+            asr=[found.value for board in rows if (found := words.worst_attack(board[name])) is not None],
+        )
+        for name in shared
+        if not rows[0][name].is_control
+    ]
+
+
+def _gain(nll: dict[str, np.ndarray], name: str, tokens: np.ndarray) -> Estimate | None:
+    """R of a method minus R of DEL: both have one denominator, so the difference is a ratio too."""
+    if name == "del" or "del" not in nll:
+        return None
+    return bootstrap_ratio(tokens * (nll["del"] - nll[name]), tokens * (nll["mean"] - nll["clean"]))
