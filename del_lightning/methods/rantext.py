@@ -28,6 +28,10 @@ EDGES = (*(i / 16 for i in range(16)), 0.97, 0.985, 0.995, 0.999)
 """Where the strata of the radius begin, as shares of its distribution. The attacker's likelihood is averaged over them;
 the tail is cut finer, since what the largest radius does not reach would be impossible."""
 _DRAWS = 1 << 14
+_CACHED = 1 << 18
+"""Entries of a part of the likelihoods: what a processor's cache holds through the passes over it."""
+_FLOOR = -80.0
+"""Logarithms of probabilities below it are taken for it: far below any that matters, and within float32."""
 
 
 def divisor(epsilon: float) -> float:
@@ -119,22 +123,28 @@ class Rantext(Substitution):
         return self._log_normaliser
 
     def log_probability(self, sent: Tensor) -> Tensor:
-        """ln Pr(sent | w), averaged over the radius."""
+        """ln Pr(sent | w), averaged over the radius; that of a possible token is no lower than :data:`_FLOOR`."""
         rows = max(1, ENTRIES // len(self.vocabulary))
         return torch.cat([self._average(part) for part in torch.split(sent, rows)])
 
     def _average(self, sent: Tensor) -> Tensor:
-        distance = self.vocabulary.space.distances(sent)
-        total = torch.full_like(distance, -math.inf)
-        shares = [high - low for low, high in pairwise((*EDGES, 1.0))]
-        for radius, share, normaliser in zip(self.quantiles.tolist(), shares, self.log_normaliser, strict=True):
-            law = (1 - distance / radius).mul_(self.epsilon / 2).sub_(normaliser - math.log(share))
-            total = torch.logaddexp(total, law.masked_fill_(distance >= radius, -math.inf))
+        distances = self.vocabulary.space.distances(sent)
+        rows = max(1, _CACHED // len(self.vocabulary))
+        total = torch.cat([self._over_radii(part) for part in torch.split(distances, rows)])
         total[:, ~self.vocabulary.known] = -math.log(len(self.vocabulary.by_frequency))
         if len(self.numbers):
             to_number = torch.where(self.vocabulary.numbers[sent], -math.log(len(self.numbers)), -math.inf)
             total[:, self.numbers] = to_number[:, None]
         return total
+
+    def _over_radii(self, distance: Tensor) -> Tensor:
+        total, rate = torch.zeros_like(distance), self.epsilon / 2
+        shares = [high - low for low, high in pairwise((*EDGES, 1.0))]
+        for radius, share, normaliser in zip(self.quantiles.tolist(), shares, self.log_normaliser, strict=True):
+            # Probabilities, so they cannot overflow; a sum of their logarithms would take several times as long.
+            law = torch.add(rate + math.log(share) - normaliser, distance, alpha=-rate / radius)
+            total += torch.where(distance < radius, law.clamp_min_(_FLOOR).exp_(), 0.0)
+        return total.log_()
 
     def statement(self, sequence_tokens: int, delta: float = 1e-5) -> PrivacyStatement:
         """No epsilon: see the module's docstring."""
