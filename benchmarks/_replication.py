@@ -22,6 +22,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "replication"
 SMALL = ["methods=[clean,mean,del]", "soft_prompts=[clean,mean,del]", "evaluate.seeds=[0,1,2]", "attack.prompts=64"]
 PTB = ["experiment=leaderboard/ptb", *SMALL, "matching=[nearest]"]
 
+CNN = ["experiment=leaderboard/ptb", "data=cnn_dailymail", "data.prompt_words=50", "data.min_words=120"]
+
 PLUS = ["experiment=del_plus", "attack.suite=[nearest,bayes,bigrams,language-model]"]
 
 JOBS: dict[str, list[str]] = {
@@ -36,9 +38,10 @@ JOBS: dict[str, list[str]] = {
     # Tables 6 and 7: soft prompts from other data and from another mu.
     "transfer-ptb": [*PTB, "stage=transfer"],
     "transfer-wikitext2": ["experiment=leaderboard/wikitext2", *SMALL, "stage=transfer"],
+    "transfer-cnn-dailymail": [*CNN, *SMALL, "stage=transfer"],
     # Table 1's third data set, with the Gaussian mechanism of Fig. 3 beside DEL.
     "cnn-dailymail": [
-        *("experiment=leaderboard/ptb", "data=cnn_dailymail", "data.prompt_words=50", "data.min_words=120"),
+        *CNN,
         "methods=[clean,mean,del,gaussian-code,metric-dp,rantext]",
         "soft_prompts=[clean,mean,del,gaussian-code,metric-dp]",
         *("evaluate.seeds=[0,1,2]", "matching=[nearest]"),
