@@ -33,9 +33,11 @@ class FrozenBackboneModule(L.LightningModule, ABC):
 
     Attributes:
         monitor: Name of what validation logs and the best checkpoint has least of.
+        start_counts: Whether the weights before the first step may be the best.
     """
 
     monitor: ClassVar[str] = "val/perplexity"
+    start_counts: bool = False
 
     def __init__(self, config: Schedule, seed: int) -> None:
         super().__init__()

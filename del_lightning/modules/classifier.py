@@ -53,6 +53,12 @@ class Head(nn.Module):
         self.mean.copy_(states.mean(dim=0))
         self.scale.copy_(states.std(dim=0).clamp_min(1e-5))
 
+    def guess(self, labels: Tensor) -> None:
+        """Start from the shares of the classes among ``labels`` (N,): a head that learns nothing says the majority."""
+        counts = torch.bincount(labels, minlength=CLASSES).float() + 1
+        with torch.no_grad():
+            self.layers[-1].bias.copy_((counts / counts.sum()).log())  # type: ignore[operator]
+
     def forward(self, states: Tensor, logits: Tensor | None = None) -> Tensor:
         """Class logits (B, 2) of states (B, h); next-token logits are ignored."""
         classes: Tensor = self.layers((states.float() - self.mean) / self.scale)
@@ -84,7 +90,7 @@ class Verbaliser(nn.Module):
 
 
 def fit_head(head: Head, train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], seed: int) -> float:
-    """Train a head on cached states; it ends with the weights of its best validation.
+    """Train a head on cached states; it ends with the weights of its best validation, which may be its first guess.
 
     Args:
         head: Changed in place.
@@ -97,6 +103,7 @@ def fit_head(head: Head, train: tuple[Tensor, Tensor], validation: tuple[Tensor,
     """
     states, labels = train
     head.standardise(states)
+    head.guess(labels)
     optimizer = torch.optim.AdamW(head.parameters(), lr=HEAD_LEARNING_RATE, weight_decay=HEAD_WEIGHT_DECAY)
     generator = torch.Generator().manual_seed(seed)
     best, kept = _entropy(head, validation), {name: value.clone() for name, value in head.state_dict().items()}

@@ -10,7 +10,8 @@ therefore ignore the server: what it reaches with the server's answer blanked ou
 Shape and training are SnD's: six post-norm layers of eight heads, feed-forward width 1024, dropout .2, a linear layer
 behind, no positions; mean squared error, Adam at 1e-4, batches of 16. SnD's clip of the noisy embedding belongs to the
 front-end (``baseline.metric.l2_clip``). Departures: the server's denoiser adds its output to what it is given and
-starts at zero, so that a short training starts from no denoiser and not from none of the text; and both learn on the
+starts at zero, so that a short training starts from no denoiser and not from none of the text, and stays there if
+validation finds nothing better; and both learn on the
 task's own training texts where SnD takes public ones: nothing they meet later is of another kind, but the classifier
 behind them learns from texts that they have seen. SnD's clip is applied where the release is restored; attackers read
 the vector before it, so that what they read is an upper end.
@@ -193,6 +194,8 @@ class DenoiserTraining(FrozenBackboneModule):
     ) -> None:
         super().__init__(config, seed)
         self.model, self.clean = model, clean
+        # A server's denoiser starts from none at all, which some steps of Adam need not improve upon.
+        self.start_counts = isinstance(model, DenoisedSplit)
         self.split.requires_grad_(False)
         model.denoiser.requires_grad_(True)
         if self.split.prompt is not None:

@@ -92,6 +92,31 @@ class _BestCheckpoint(ModelCheckpoint):
     FILE_EXTENSION = EXTENSION
 
 
+class _Start(L.Callback):
+    """A module's weights before its first step and, where its start counts, what validation says of them.
+
+    Made before the fit: a resumed run makes the same module, and has the score from its checkpoint.
+    """
+
+    def __init__(self, module: FrozenBackboneModule) -> None:
+        self.weights = {name: value.detach().cpu().clone() for name, value in module.trainable().items()}
+        self.counts, self.monitor = module.start_counts, module.monitor
+        self.score: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.counts and not trainer.global_step:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+            self.score = float(trainer.callback_metrics[self.monitor])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.score = state_dict["score"]
+
+
 class _LastCheckpoint(Checkpoint):
     """Leaves the file to resume from: every few steps, and after every validation.
 
@@ -109,7 +134,7 @@ class _LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.should_stop:
+        if trainer.global_step and not trainer.should_stop:
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
@@ -128,8 +153,8 @@ def fit(
 ) -> Fit:
     """Train ``module`` by its own schedule, resuming from ``folder`` if a run was interrupted there.
 
-    The module ends with the weights of its best validation. ``full_precision`` trains in float32 whatever the
-    configuration says.
+    The module ends with the weights of its best validation. Where its start counts, one is made before the first step
+    too. ``full_precision`` trains in float32 whatever the configuration says.
 
     Raises:
         ArtifactError: The run was resumed in a folder of another name, which lost its best validation.
@@ -146,18 +171,21 @@ def fit(
         enable_version_counter=False,
     )
     last = _LastCheckpoint(folder, config.checkpoint_every, _validate_every(module))
-    extra = _optional_callbacks(config, module.monitor, module.config.patience)
+    start, extra = _Start(module), _optional_callbacks(config, module.monitor, module.config.patience)
     with _without_advice():
         trainer = _trainer(
             module,
             config,
             folder,
-            callbacks=[*callbacks, history, _Stopwatch(folder), best, last, *extra],
+            callbacks=[*callbacks, history, _Stopwatch(folder), start, best, last, *extra],
             logger=logger,
             precision="32-true" if full_precision else config.precision,
         )
         trainer.fit(module, data, ckpt_path=last.path if last.path.exists() else None)
     score = _take_best(module, best, folder)
+    if start.score is not None and start.score <= score:
+        module.load_state_dict(start.weights, strict=False)
+        score = start.score
     # Lightning leaves everything, the shared language model too, on the CPU.
     module.to(home)
     if not trainer.is_global_zero:

@@ -1,5 +1,6 @@
 """Heads, soft prompts and adapters learn to classify through the noise, and leave the frozen model as it was."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +63,17 @@ def test_a_head_that_cannot_learn_stays_where_validation_was_best() -> None:
     generator = stream("chance")
     train = torch.randn(40, 30, generator=generator), torch.randint(2, (40,), generator=generator)
     validation = torch.randn(400, 30, generator=generator), torch.randint(2, (400,), generator=generator)
-    assert fit_head(Head(30), train, validation, seed=0) <= float(torch.tensor(2.0).log()) + 1e-6
+    assert fit_head(Head(30), train, validation, seed=0) <= float(torch.tensor(2.0).log()) + 1e-2
+
+
+def test_a_head_that_learns_nothing_answers_the_majority() -> None:
+    """Whatever is learned from the training part is wrong in the validation part."""
+    labels = (torch.arange(40) % 4 > 0).long()
+    states = (2.0 * labels - 1)[:, None].repeat(1, 3)
+    head = Head(3)
+    best = fit_head(head, (states, labels), (-states, labels), seed=0)
+    torch.testing.assert_close(head(states).softmax(dim=1), torch.tensor([11 / 42, 31 / 42]).expand(40, 2))
+    assert best == pytest.approx(-(0.25 * math.log(11 / 42) + 0.75 * math.log(31 / 42)), abs=1e-5)
 
 
 def test_a_saved_head_is_the_same_head(tmp_path: Path) -> None:

@@ -220,3 +220,13 @@ def test_nothing_to_denoise_in_clean_text(llm: FrozenLLM) -> None:
     module.eval()
     batch = labelled_data(llm).batches("validation", 16)[0]
     assert module.loss(batch, stream("noise")).item() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_server_without_a_denoiser_is_kept_where_training_helps_nothing(llm: FrozenLLM, tmp_path: Path) -> None:
+    module = build(llm, "server", replace(CONFIG, learning_rate=10.0))
+    before = {name: value.clone() for name, value in module.trainable().items()}
+    result = train(module, tmp_path)
+    errors = {row["step"]: row["val/mse"] for row in result.history if "val/mse" in row}
+    assert sorted(errors) == [0, 3, 6]
+    assert result.best == errors[0] < min(errors[3], errors[6])
+    assert all(torch.equal(value, before[name]) for name, value in module.trainable().items())
