@@ -91,7 +91,7 @@ class NluConfig:
         for key, fronts in {"fronts": self.fronts, **{f"fronts_of.{w}": f for w, f in self.fronts_of.items()}}.items():
             for front in fronts:
                 known = (front in METHODS and front not in _NOT_CLASSIFYING) or _AT_BITS.fullmatch(front)
-                require(bool(known), f"nlu.{key}", "methods that send tokens, or del@1 to del@8", front)
+                require(bool(known), f"nlu.{key}", "methods that release every token, or del@1 to del@8", front)
         for way in self.fronts_of:
             one_of("nlu.fronts_of", way, NLU_VARIANTS)
         require(len(self.seeds) > 0, "nlu.seeds", "a non-empty list", self.seeds)
