@@ -35,7 +35,8 @@ def section() -> str:
         for board in boards()
         for part in (_outcome(board), *_link(board, shown), _table(board, _quoted(board), short=True))
     ]
-    parts += [f"{nlu_title(board)} {' '.join([nlu.setup(board), *nlu.outcome(board)])}" for board in tasks()]
+    if found := tasks():
+        parts += [glue_outcome(found), glue_summary(found)]
     if parts:
         parts.append(
             "Every method at every target, every attacker and the columns that are left out here: "
@@ -48,7 +49,7 @@ def page() -> str:
     """The complete tables: one a leaderboard, in the order of their names; the attackers compared; those of GLUE."""
     attacked = [Leaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob("*/attacks.json"))]
     tables = [_table(board, _entries(board), short=False) for board in boards()]
-    tables += [*map(attack_table, attacked), *map(nlu_table, tasks())]
+    tables += [*trained_anew(), *map(attack_table, attacked), *map(nlu_table, tasks())]
     head = (
         "# Results\n\nWritten by `python benchmarks/_readme.py` from the JSON files here. What the columns mean: "
         "[README](../../README.md#how-to-read-the-leaderboard)."
@@ -72,9 +73,7 @@ def del_plus() -> str:
     paths = sorted(RESULTS.glob("del_plus/*/leaderboard.json"))
     found = [Leaderboard.model_validate_json(path.read_text()) for path in paths]
     lines = [
-        "| data, mu | front-end | seeds | R of the mean over trainings | of each training | minus DEL | ASR, strongest attack, each |",  # noqa: E501
-        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
-        *(f"| {' | '.join(cells)} |" for group in anew.groups(found) for cells in _trainings(group)),
+        *_trained_anew(anew.groups(found)),
         "",
         "Every run:",
         "",
@@ -88,8 +87,31 @@ def del_plus() -> str:
     return "\n".join(lines)
 
 
+def _trained_anew(groups: list[list[Leaderboard]]) -> list[str]:
+    return [
+        "| data, mu | front-end | seeds | R of the mean over trainings | of each training | minus DEL | ASR, strongest attack, each |",  # noqa: E501
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+        *(f"| {' | '.join(cells)} |" for group in groups for cells in _trainings(group)),
+    ]
+
+
+def trained_anew() -> list[str]:
+    """What methods retain over several trainings of everything, as far as the replication runs have them."""
+    paths = sorted((RESULTS / "replication").glob("*/leaderboard.json"))
+    found = anew.groups([Leaderboard.model_validate_json(path.read_text()) for path in paths])
+    several = [group for group in found if len(group) > 1]
+    if not several:
+        return []
+    head = (
+        "**Trained anew.** Every part trained under each of several seeds (replication runs), methods calibrated each "
+        "time. Brackets are 95% intervals over prompts, of the NLL averaged over trainings."
+    )
+    return ["\n".join([head, "", *_trained_anew(several)])]
+
+
 def _where(board: Leaderboard) -> str:
-    return f"{NAMES.get(board.dataset, board.dataset)}, {board.config['mechanism']['mu']:g}"
+    mu = board.config["mechanism"]["mu"]
+    return NAMES.get(board.dataset, board.dataset) + (f", {mu:g}" if mu else "")
 
 
 def _trainings(group: list[Leaderboard]) -> Iterator[list[str]]:
@@ -177,7 +199,56 @@ def _is_matched(one: AttackedSetting) -> bool:
 def nlu_title(board: NluLeaderboard) -> str:
     """Name of the task, and the bits of a board that has DEL at no others."""
     bits = {row.bits for row in board.rows if row.bits is not None}
-    return f"**GLUE {board.task}{f', {bits.pop()} bits' if len(bits) == 1 else ''}.**"
+    return f"**GLUE {board.task}{f', {bits.pop()} bits' if len(bits) == 1 else ''}**"
+
+
+def glue_outcome(found: list[NluLeaderboard]) -> str:
+    """How many private rows of all boards are surely above the length of the text alone, in a sentence."""
+    private = [(board, row) for board in found for row in _private(board)]
+    above = sum(nlu.beats_length(board, row) for board, row in private)
+    return (
+        f"**GLUE.** Classifying text behind every front-end, area under the curve (AUC): {above} of {len(private)} "
+        "private rows are above what the length of the text alone gives, in pairs, over seeds and over examples. "
+        "What that does and does not show: [docs/glue.md](docs/glue.md)."
+    )
+
+
+def _private(board: NluLeaderboard, variant: str | None = None) -> list[NluRow]:
+    """Rows behind a mechanism."""
+    rows = (row for row in board.rows if not row.is_control and row.method != "clean")
+    return [row for row in rows if variant in (None, row.variant)]
+
+
+def glue_summary(found: list[NluLeaderboard]) -> str:
+    """A line a task and way: clean text, the length alone, the quoted front-end, and how many beat the length.
+
+    Boards of other bits and ways without a front-end stand in the complete tables.
+    """
+    lines = [
+        "| task | way | majority, accuracy | clean text, accuracy | clean text, AUC | length alone, AUC | DEL, AUC | private rows above the length |",  # noqa: E501
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    usual = [board for board in found if any(row.bits == nlu.HEADLINE_BITS for row in board.rows)]
+    shown = [(board, way) for board in usual for way in nlu.variants(board) if _private(board, way)]
+    return "\n".join([*lines, *(f"| {' | '.join(_glue_cells(board, way))} |" for board, way in shown)])
+
+
+def _glue_cells(board: NluLeaderboard, way: str) -> list[str]:
+    clean = next((row for row in board.rows if (row.variant, row.method) == (way, "clean")), None)
+    mean, label = nlu.without_text(board, way), nlu.headline(board)
+    quoted = None if label is None else nlu.row_of(board, way, label)
+    private = _private(board, way)
+    above = sum(nlu.beats_length(board, row) for row in private)
+    return [
+        board.task,
+        f"{nlu.framework(way)}, {nlu.VARIANTS[way]}",
+        _show(nlu.majority(board).over_seeds["accuracy"], ".3f"),
+        _show(clean and clean.over_seeds["accuracy"], ".3f"),
+        _show(clean and clean.over_seeds["auc"], ".3f"),
+        _show(mean and mean.over_seeds["auc"], ".3f"),
+        NONE if quoted is None else f"{_show(quoted.over_seeds['auc'], '.3f')} {quoted.label.removeprefix('DEL, ')}",
+        f"{above} of {len(private)}" if private else NONE,
+    ]
 
 
 def nlu_table(board: NluLeaderboard) -> str:
@@ -190,9 +261,9 @@ def nlu_table(board: NluLeaderboard) -> str:
     ]
     headings += ["ASR, nearest neighbour", "ASR, strongest attack", "exact ε of a text", "bits a token"]
     lines = [
-        f"**GLUE {board.task}**, {board.model}, {board.eval_examples} examples, {len(board.seeds)} seeds; "
-        f"{board.schedule}. Majority class: accuracy {never:.3f}. Brackets are 95% intervals over seeds, of ASR over "
-        "tokens.",
+        f"{nlu_title(board)}, {board.model}, {board.eval_examples} examples, {words.repeats(board)}; "
+        f"{board.schedule}{_dirty(board)}. Majority class: accuracy {never:.3f}. Brackets are 95% intervals over "
+        "seeds, of ASR over tokens.",
         "",
         "| " + " | ".join(headings) + " |",
         "| --- |" + " ---: |" * (len(headings) - 1),
@@ -232,13 +303,18 @@ def _table(board: Leaderboard, entries: Iterable[Entry], *, short: bool) -> str:
     compared = any(heading == DIFFERENCE for heading, _ in shown)
     note = f"; where no soft prompt was trained, {DIFFERENCE} compares the rows without" if compared else ""
     lines = [
-        f"{'' if short else f'**{name}**, '}{board.model}, {board.prompts} prompts, noise seeds {len(board.seeds)}, "
-        f"one training seed; {board.schedule}. Brackets are 95% intervals{note}.",
+        f"{'' if short else f'**{name}**, '}{board.model}, {board.prompts} prompts, {words.repeats(board)}; "
+        f"{board.schedule}: {words.steps(board)}{_dirty(board)}. Brackets are 95% intervals{note}.",
         "",
         "| " + " | ".join(heading for heading, _ in shown) + " |",
         "| --- |" + " ---: |" * (len(shown) - 1),
     ]
     return "\n".join([*lines, *("| " + " | ".join(cell(entry) for _, cell in shown) + " |" for entry in entries)])
+
+
+def _dirty(board: Leaderboard | NluLeaderboard) -> str:
+    """A remark where the code of a board was no commit."""
+    return "; made by code with changes that were not committed" if board.environment.dirty else ""
 
 
 def _is_short(heading: str) -> bool:

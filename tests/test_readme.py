@@ -66,13 +66,19 @@ def test_committed_results_name_no_folder_of_a_machine() -> None:
         assert '"/' not in text, f"{path.name} holds an absolute path"
 
 
-def test_glue_has_its_sentences_and_a_table_with_the_tasks_own_figure() -> None:
+def test_glue_has_its_sentence_and_tables_with_the_tasks_own_figure() -> None:
     readme = runpy.run_path(str(ROOT / "benchmarks" / "_readme.py"))
     board = nlu_board()
     readme["section"].__globals__.update(boards=list, tasks=lambda: [board])
     section = readme["section"]()
-    assert section.startswith("**GLUE mrpc.** made-up-135m answers GLUE's mrpc about private text")
-    assert "clean text" in section
+    private = [row for row in board.rows if row.method in ("del", "gaussian-code", "metric-dp")]
+    above = [r for r in private if min(r.over_seeds["auc"].low or 0, r.over_examples["auc"].low or 0) > 0.5]
+    assert section.startswith("**GLUE.** Classifying text behind every front-end")
+    assert f"{len(above)} of {len(private)} private rows are above what the length of the text alone gives" in section
+    summary = [line for line in section.splitlines() if line.startswith("| ")]
+    assert {line.count("|") for line in summary} == {9}
+    assert len(summary) == 2 + len({row.variant for row in private})
+    assert all(line.startswith("| mrpc | ") for line in summary[2:])
     table = readme["nlu_table"](board)
     headings = next(line for line in table.splitlines() if line.startswith("| front-end"))
     for figure in ("Accuracy", "F1", "AUC"):

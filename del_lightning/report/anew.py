@@ -42,12 +42,12 @@ class Anew:
 
 def groups(boards: Sequence[Leaderboard]) -> list[list[Leaderboard]]:
     """Boards that differ in their seed alone, lowest seed first; those without numbers of each prompt are left out."""
-    found: dict[str, list[Leaderboard]] = {}
+    found: dict[str, dict[int, Leaderboard]] = {}
     for board in sorted(boards, key=lambda board: int(board.config["seed"])):
         if any(row.nll_by_prompt for row in board.rows):
             key = json.dumps([board.dataset, *(board.config.get(name) for name in SETTINGS)], sort_keys=True)
-            found.setdefault(key, []).append(board)
-    return list(found.values())
+            found.setdefault(key, {}).setdefault(int(board.config["seed"]), board)
+    return [list(group.values()) for group in found.values()]
 
 
 def over_trainings(group: Sequence[Leaderboard]) -> list[Anew]:
@@ -55,28 +55,39 @@ def over_trainings(group: Sequence[Leaderboard]) -> list[Anew]:
 
     A method that not every board has, or boards without prompted controls, give nothing.
     """
-    rows = [{row.method: row for row in board.rows if row.soft_prompt and row.nll_by_prompt} for board in group]
-    shared = [name for name in rows[0] if all(name in board for board in rows)]
-    if not {"clean", "mean"} <= set(shared):
+    rows = [{_which(row): row for row in board.rows if row.soft_prompt and row.nll_by_prompt} for board in group]
+    shared = [which for which in rows[0] if all(which in board for board in rows)]
+    if not {_CLEAN, _MEAN} <= set(shared):
         return []
-    nll = {name: np.mean([board[name].nll_by_prompt for board in rows], axis=0) for name in shared}
+    nll = {which: np.mean([board[which].nll_by_prompt for board in rows], axis=0) for which in shared}
     tokens = np.array(group[0].reference_tokens, dtype=np.float64)
     return [
         Anew(
-            row=rows[0][name],
+            row=rows[0][which],
             seeds=[int(board.config["seed"]) for board in group],
-            retained=information_retained(nll["mean"], nll[name], nll["clean"], tokens),
-            each=[found.value for board in rows if (found := board[name].retained) is not None],
-            gain=_gain(nll, name, tokens),
-            asr=[found.value for board in rows if (found := words.worst_attack(board[name])) is not None],
+            retained=information_retained(nll[_MEAN], nll[which], nll[_CLEAN], tokens),
+            each=[found.value for board in rows if (found := board[which].retained) is not None],
+            gain=_gain(nll, which, tokens),
+            asr=[found.value for board in rows if (found := words.worst_attack(board[which])) is not None],
         )
-        for name in shared
-        if not rows[0][name].is_control
+        for which in shared
+        if not rows[0][which].is_control
     ]
 
 
-def _gain(nll: dict[str, np.ndarray], name: str, tokens: np.ndarray) -> Estimate | None:
+_Which = tuple[str, str | None, float | None]
+_CLEAN: _Which = ("clean", None, None)
+_MEAN: _Which = ("mean", None, None)
+
+
+def _which(row: LeaderboardRow) -> _Which:
+    """What a row has in common with that of another training, whose calibrated value is another."""
+    return row.method, row.matching, row.target
+
+
+def _gain(nll: dict[_Which, np.ndarray], which: _Which, tokens: np.ndarray) -> Estimate | None:
     """R of a method minus R of DEL: both have one denominator, so the difference is a ratio too."""
-    if name == "del" or "del" not in nll:
+    theirs = ("del", *which[1:])
+    if which == theirs or theirs not in nll:
         return None
-    return bootstrap_ratio(tokens * (nll["del"] - nll[name]), tokens * (nll["mean"] - nll["clean"]))
+    return bootstrap_ratio(tokens * (nll[theirs] - nll[which]), tokens * (nll[_MEAN] - nll[_CLEAN]))

@@ -35,7 +35,9 @@ from del_lightning.report.words import (
     percent,
     power_of_ten,
     reads_one_token,
+    repeats,
     setting,
+    steps,
     with_interval,
     worst_attack,
     worst_name,
@@ -58,12 +60,11 @@ def summary(board: Leaderboard) -> list[str]:
 
 def setup(board: Leaderboard) -> str:
     """What was run, on what and on how much."""
-    seeds = "one seed" if len(board.seeds) == 1 else f"{len(board.seeds)} seeds"
-    schedule = f" Schedule: {board.schedule}." if board.schedule else ""
+    schedule = f" Schedule: {'; '.join(filter(None, [board.schedule, steps(board)]))}." if board.schedule else ""
     return (
         f"{board.model} continues private prompts from {board.dataset} that it receives only through each method's "
-        f"front-end: {count(board.prompts)} test prompts, {count(board.private_tokens)} private tokens, {seeds}."
-        f"{schedule}"
+        f"front-end: {count(board.prompts)} test prompts, {count(board.private_tokens)} private tokens; "
+        f"{repeats(board)}.{schedule}"
     )
 
 

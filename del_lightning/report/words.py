@@ -9,7 +9,14 @@ import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
-from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow, PrivacyColumns
+from del_lightning.report.schema import (
+    Estimate,
+    Leaderboard,
+    LeaderboardRow,
+    NluLeaderboard,
+    PrivacyColumns,
+    TransferBoard,
+)
 
 MISSING = "–"
 NO_BREAK = "\u00a0"
@@ -213,6 +220,27 @@ def attacks(board: Leaderboard) -> list[str]:
 def attack_result(row: LeaderboardRow, matches: Callable[[str], bool]) -> Estimate | None:
     """The row's result under the first attack whose name matches."""
     return next((estimate for attack, estimate in row.asr.items() if matches(attack)), None)
+
+
+def repeats(board: Leaderboard | NluLeaderboard | TransferBoard) -> str:
+    """How often what was repeated: text is generated under several draws of noise, GLUE trained under several seeds."""
+    number = len(board.seeds)
+    if isinstance(board, NluLeaderboard):
+        return "one training" if number == 1 else f"{number} trainings"
+    draws = "one draw of noise" if number == 1 else f"{number} draws of noise"
+    return f"{draws}, every part trained once (seed {board.config.get('seed', 0)})"
+
+
+def steps(board: Leaderboard) -> str:
+    """A schedule in numbers: ``codec 60 steps of 4, soft prompts at most 150 of 8``; empty where it is not recorded."""
+    parts = [(name, board.config.get(part) or {}) for name, part in (("codec", "codec"), ("soft prompts", "prompt"))]
+    least = "at most " if (board.config.get("prompt") or {}).get("patience") is not None else ""
+    found = [
+        f"{name} {least if name != 'codec' else ''}{count(part['steps'])} steps of {part['batch_size']}"
+        for name, part in parts
+        if {"steps", "batch_size"} <= part.keys()
+    ]
+    return ", ".join(found)
 
 
 def worst_attack(row: LeaderboardRow) -> Estimate | None:

@@ -28,6 +28,7 @@ def board(seed: int, *, plus: list[float], ours: list[float], mu: float = 20, **
 def test_boards_are_grouped_by_all_but_their_seed() -> None:
     equal = {"plus": MEAN, "ours": MEAN}
     boards = [board(2, **equal), board(0, **equal, mu=40), board(1, **equal), board(1, **equal, dataset="other")]
+    boards.append(board(1, **equal))  # a seed counts once
     found = [[one.config["seed"] for one in group] for group in anew.groups(boards)]
     assert sorted(found) == [[0], [1], [1, 2]]
 

@@ -242,7 +242,7 @@ def run_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
                 run.board.model,
                 run.board.schedule or words.MISSING,
                 _examples(run),
-                words.count(len(run.board.seeds)),
+                words.repeats(run.board),
                 _methods(run),
                 words.moment(run.board.generated),
             ],

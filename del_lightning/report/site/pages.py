@@ -96,7 +96,7 @@ def _home(runs: Sequence[Run], findings: Sequence[tuple[replication.Item, Any]])
     context = {
         "title": "Leaderboards",
         "runs": overview.run_rows(runs),
-        "run_headings": ("Run", "Data", "Model", "Schedule", "Examples", "Seeds", "Methods", "Made"),
+        "run_headings": ("Run", "Data", "Model", "Schedule", "Examples", "Repeats", "Methods", "Made"),
         "tables": [
             _table("generation", "Continuing text", overview.HEADINGS, generated),
             _table("classification", "Classifying text", overview.NLU_HEADINGS, classified),

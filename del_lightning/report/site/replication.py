@@ -173,11 +173,11 @@ def circumstances(finding: Finding) -> str:
 def _sizes(runs: Sequence[Run]) -> str:
     found = []
     for run in runs:
-        board, seeds = run.board, len(run.board.seeds)
+        board = run.board
         count = (
             f"{words.count(board.eval_examples)} examples"
             if isinstance(board, NluLeaderboard)
             else f"{words.count(board.prompts)} prompts"
         )
-        found.append(f"{count}, {seeds} seed{'s' * (seeds > 1)}")
+        found.append(f"{count}, {words.repeats(board)}")
     return listed(found)

@@ -79,7 +79,8 @@ def coherence(methods: Sequence[str], names: str) -> Callable[[Sequence[Run]], F
         )
         worst = list(_coherences(runs, methods, "worst"))
         remark = f"Matched by the strongest attack instead: {tally(worst)}" if worst else ""
-        return weigh(list(_coherences(runs, methods, "nearest")), missing, remark, _local_alone(runs, methods))
+        compared = list(_coherences(runs, methods, "nearest"))
+        return weigh(compared, missing, remark, _local_alone(runs, methods), _length_alone(compared))
 
     return rule
 
@@ -127,6 +128,24 @@ def _local_alone(runs: Sequence[Run], methods: Sequence[str]) -> str:
         if entry.row.method == "local-only"
     ]
     return f"InferDPT's local model alone reaches COH {listed(found)}." if found else ""
+
+
+def _length_alone(compared: Sequence[Comparison]) -> str:
+    """What a soft prompt writes of nothing but the length, in the runs that were compared: DEL has to be above that."""
+    runs = list({run.slug: run for one in compared for run in one.runs}.values())
+    found = [
+        f"{words.with_interval(entry.prompted.coherence)} ({run.data})"
+        for run, board in generation(runs)
+        for entry in arrange.controls(board)
+        if entry.row.method == "mean" and entry.prompted is not None
+    ]
+    if not found:
+        return ""
+    return (
+        "A soft prompt behind the mean embedding, which tells the server the length alone, reaches COH "
+        f"{listed(found)}: as far as DEL is not above that, its lead is the soft prompt's, which methods that send "
+        "words do without."
+    )
 
 
 def gaussian(runs: Sequence[Run]) -> Finding:
