@@ -5,6 +5,7 @@ thousands of times on resampled examples, and are computed here from weighted co
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -140,17 +141,20 @@ def differences(
 
 def _resampled(rows: Array, labels: NDArray[np.int_], resamples: int, seed: int) -> dict[str, Array]:
     """Every figure under every resampling of the examples, averaged over seeds: (resamples,)."""
-    n, generator = len(labels), np.random.default_rng(seed)
     parts: dict[str, list[Array]] = {name: [] for name in FIGURES}
-    left = resamples
-    while left:
-        size = min(left, max(1, CHUNK // n))
-        left -= size
-        weights = generator.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+    for weights in _weights(len(labels), resamples, seed):
         drawn = [weighted(row, labels, weights) for row in rows]
         for name in FIGURES:
             parts[name].append(np.mean([one[name] for one in drawn], axis=0))
     return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+@lru_cache(maxsize=2)
+def _weights(n: int, resamples: int, seed: int) -> list[Array]:
+    """How often each of n examples is drawn, in chunks (R, n): the same for all rows of a board, so drawn once."""
+    generator, size = np.random.default_rng(seed), max(1, CHUNK // n)
+    counts = [min(size, resamples - start) for start in range(0, resamples, size)]
+    return [generator.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64) for count in counts]
 
 
 def weighted(scores: Array, labels: NDArray[np.int_], weights: Array) -> dict[str, Array]:
