@@ -38,11 +38,28 @@ def posterior_means(method: Method, release: Release, lengths: Tensor, prior: Te
     return torch.stack(parts)[None]
 
 
-class PosteriorDEL(DEL):
+class PosteriorDecoder(Method):
+    """A front-end whose server reads the neighbours too.
+
+    Attributes:
+        prior: (V,) ln Pr(token) in public text.
+        bigrams: Of public text; None decodes every position by itself.
+    """
+
+    prior: Tensor
+    bigrams: Bigrams | None
+
+    def restore_sequences(self, release: Release, lengths: Tensor) -> Tensor:
+        """Mean embedding given the codes of the whole sequence, where there are bigrams; see :class:`Method`."""
+        if self.bigrams is None:
+            return self.restore(release)
+        return posterior_means(self, release, lengths, self.prior, self.bigrams)
+
+
+class PosteriorDEL(PosteriorDecoder, DEL):
     """DEL's own codes, decoded to the posterior mean of the embedding instead of linearly."""
 
     name = "del-posterior"
-    prior: Tensor
 
     def __init__(
         self,
@@ -74,12 +91,6 @@ class PosteriorDEL(DEL):
     def restore(self, release: Release) -> Tensor:
         """Mean embedding given each position's own codes, (B, L, b)."""
         return (self.log_likelihood(release) + self.prior).softmax(-1) @ self.embedding_table
-
-    def restore_sequences(self, release: Release, lengths: Tensor) -> Tensor:
-        """Mean embedding given the codes of the whole sequence, where there are bigrams; see :class:`Method`."""
-        if self.bigrams is None:
-            return self.restore(release)
-        return posterior_means(self, release, lengths, self.prior, self.bigrams)
 
     def score_values(self, release: Release) -> tuple[Tensor, Tensor] | None:
         """None: the restored embedding is no linear map of the codes."""

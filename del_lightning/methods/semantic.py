@@ -10,12 +10,12 @@ from torch import Tensor
 
 from del_lightning.bigrams import Bigrams
 from del_lightning.codebook import Codebook
-from del_lightning.methods.base import Footprint, Method, Release
-from del_lightning.methods.posterior import posterior_means
+from del_lightning.methods.base import Footprint, Release
+from del_lightning.methods.posterior import PosteriorDecoder
 from del_lightning.privacy import BinomialAccountant, PrivacyStatement, StochasticQuantizer
 
 
-class SemanticDEL(Method):
+class SemanticDEL(PosteriorDecoder):
     """Groups of tokens through the stochastic n-bit quantizer, decoded to posterior means."""
 
     name = "del-plus"
@@ -25,7 +25,6 @@ class SemanticDEL(Method):
     quantizer: StochasticQuantizer
     groups: Tensor
     words: Tensor
-    prior: Tensor
     centres: Tensor
     log_mass: Tensor
 
@@ -82,12 +81,6 @@ class SemanticDEL(Method):
     def restore(self, release: Release) -> Tensor:
         """Mean embedding given each position's own codes: sum over groups of Pr(group | K) times its centre."""
         return (self._group_likelihood(release) + self.log_mass).softmax(-1) @ self.centres
-
-    def restore_sequences(self, release: Release, lengths: Tensor) -> Tensor:
-        """Mean embedding given the codes of the whole sequence, where there are bigrams; see :class:`Method`."""
-        if self.bigrams is None:
-            return self.restore(release)
-        return posterior_means(self, release, lengths, self.prior, self.bigrams)
 
     def log_likelihood(self, release: Release) -> Tensor:
         """Exact binomial log-likelihood of the codes under every token: that of its group."""
