@@ -247,7 +247,7 @@ def _glue_cells(board: NluLeaderboard, way: str) -> list[str]:
         _show(clean and clean.over_seeds["auc"], ".3f"),
         _show(mean and mean.over_seeds["auc"], ".3f"),
         NONE if quoted is None else f"{_show(quoted.over_seeds['auc'], '.3f')} {quoted.label.removeprefix('DEL, ')}",
-        f"{above} of {len(private)}" if private else NONE,
+        f"{above} of {len(private)}",
     ]
 
 

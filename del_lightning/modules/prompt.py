@@ -55,7 +55,7 @@ class PromptTuning(FrozenBackboneModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear decay; the adapter at a learning rate of its own."""
-        trained = self.trainable()  # asked for now: a strategy may have wrapped what was there at the start
+        trained = self.trainable()  # asked here and not in the constructor: a strategy may have wrapped them since
         ours = {name: weight for name, weight in trained.items() if name.startswith("split.prompt.")}
         groups: list[dict[str, Any]] = [{"params": list(ours.values())}]
         if adapter := [weight for name, weight in trained.items() if name not in ours]:

@@ -93,14 +93,15 @@ class _BestCheckpoint(ModelCheckpoint):
 
 
 class _Start(L.Callback):
-    """A module's weights before its first step and, where its start counts, what validation says of them.
+    """Where a module's start counts: its weights before the first step, and what validation says of them.
 
     Made before the fit: a resumed run makes the same module, and has the score from its checkpoint.
     """
 
     def __init__(self, module: FrozenBackboneModule) -> None:
-        self.weights = {name: value.detach().cpu().clone() for name, value in module.trainable().items()}
         self.counts, self.monitor = module.start_counts, module.monitor
+        kept = module.trainable().items() if self.counts else ()
+        self.weights = {name: value.detach().cpu().clone() for name, value in kept}
         self.score: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
