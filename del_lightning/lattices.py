@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from del_lightning.bigrams import Bigrams
@@ -19,6 +20,9 @@ CANDIDATES = 2048
 
 POSITIONS = 128
 """Positions whose log-likelihoods over the whole vocabulary are held at a time."""
+
+NOTHING = 1e-20
+"""A probability that changes no sum in float32; CPUs are slow on the smallest numbers there are."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,18 @@ def lattices(
     Raises:
         ConfigError: Lengths do not fit, or the method has another vocabulary.
     """
+    for some, part in batches(method, release, lengths, prior, batch):
+        yield build_lattice(method, some, part, prior, bigrams), part
+
+
+def batches(
+    method: Method, release: Release, lengths: Tensor, prior: Tensor, size: int
+) -> "Iterator[tuple[Release, Tensor]]":
+    """The release and the lengths (S,) of every batch of at most ``size`` sequences.
+
+    Raises:
+        ConfigError: Lengths do not fit, or the method has another vocabulary.
+    """
     if method.vocabulary_size != len(prior):
         raise ConfigError(f"`method` must have {len(prior)} tokens, got {method.vocabulary_size}")
     if len(release) != 1 or len(lengths) == 0 or bool((lengths < 1).any()) or int(lengths.sum()) != release.tokens:
@@ -54,9 +70,9 @@ def lattices(
             f"got {lengths.tolist()} for {len(release)}"
         )
     start = 0
-    for part in torch.split(lengths.to(prior.device), batch):
+    for part in torch.split(lengths.to(prior.device), size):
         stop = start + int(part.sum())
-        yield build_lattice(method, release[slice(start, stop)], part, prior, bigrams), part
+        yield release[slice(start, stop)], part
         start = stop
 
 
@@ -71,7 +87,7 @@ def build_lattice(method: Method, release: Release, lengths: Tensor, prior: Tens
         bigrams: The chain; None makes the positions independent.
     """
     steps = torch.arange(int(lengths.max()), device=lengths.device)
-    rows = (lengths.cumsum(0) - lengths)[:, None] + torch.minimum(steps, lengths[:, None] - 1)
+    rows = _rows(lengths, steps)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     expected = prior.expand(len(lengths), -1)  # ln Pr(token | earlier releases)
     for _, likelihood in _by_step(method, release, rows):
@@ -86,6 +102,47 @@ def build_lattice(method: Method, release: Release, lengths: Tensor, prior: Tens
             log_future[:, step] = future.gather(1, ids[:, step]).log()
     log_posterior = (log_likelihood + log_past + log_future).log_softmax(-1)
     return Lattice(ids, log_likelihood, log_future, log_posterior)
+
+
+def mean_values(
+    method: Method, release: Release, lengths: Tensor, prior: Tensor, bigrams: Bigrams, values: Tensor
+) -> Tensor:
+    """Means of something known of every token, over the posterior of every position given the whole sequence.
+
+    The passes are those of :func:`build_lattice`; nothing is left out.
+
+    Args:
+        method: The front-end that made the release.
+        release: (1, N, ...) of the sequences one after the other.
+        lengths: (S,) tokens of each, which sum to N; S times the longest times V numbers are held.
+        prior: (V,) ln Pr(token).
+        bigrams: The chain.
+        values: (V, b), an embedding table for instance.
+
+    Returns:
+        (N, b).
+    """
+    steps = torch.arange(int(lengths.max()), device=lengths.device)
+    inside = steps < lengths[:, None]
+    rows = _rows(lengths, steps)
+    futures = dict(_look_ahead(method, release, rows, lengths, bigrams))
+    expected = prior.expand(len(lengths), -1)  # ln Pr(token | earlier releases)
+    held: list[Tensor] = []
+    means: list[Tensor] = []
+    for step, likelihood in _by_step(method, release, rows):
+        past = (likelihood + expected).softmax(-1)
+        held.append(past * futures.pop(step) if step in futures else past)
+        expected = bigrams.follow(past).log()
+        if len(held) * len(rows) >= POSITIONS or step == len(steps) - 1:  # the table is read once for all of them
+            weights = torch.stack(held, 1)
+            means.append(F.threshold(weights / weights.sum(-1, keepdim=True), NOTHING, 0) @ values)
+            held.clear()
+    return torch.cat(means, 1)[inside]
+
+
+def _rows(lengths: Tensor, steps: Tensor) -> Tensor:
+    """Place (S, T) of every sequence's positions among all; behind a sequence's end that of its last one."""
+    return (lengths.cumsum(0) - lengths)[:, None] + torch.minimum(steps, lengths[:, None] - 1)
 
 
 def _look_ahead(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from del_lightning.bigrams import Bigrams
 from del_lightning.codec import LinearCodec
-from del_lightning.lattices import lattices
+from del_lightning.lattices import batches, mean_values
 from del_lightning.methods.base import Method, Release
 from del_lightning.methods.quantized import DEL
 
@@ -28,14 +28,14 @@ def posterior_means(method: Method, release: Release, lengths: Tensor, prior: Te
         bigrams: Of public text.
 
     Returns:
-        (1, N, b) float32; tokens beyond the likeliest :data:`del_lightning.lattices.CANDIDATES` are left out.
+        (1, N, b) float32.
     """
-    parts = []
-    for lattice, part in lattices(method, release, lengths, prior, bigrams, SEQUENCES):
-        for ids, log_posterior, length in zip(lattice.ids, lattice.log_posterior, part.tolist(), strict=True):
-            weights = log_posterior[:length].exp()
-            parts += [w @ method.embedding_table[i] for w, i in zip(weights, ids[:length], strict=True)]
-    return torch.stack(parts)[None]
+    table = method.embedding_table
+    parts = [
+        mean_values(method, some, part, prior, bigrams, table)
+        for some, part in batches(method, release, lengths, prior, SEQUENCES)
+    ]
+    return torch.cat(parts)[None]
 
 
 class PosteriorDecoder(Method):

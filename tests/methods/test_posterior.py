@@ -3,6 +3,7 @@
 from itertools import pairwise, product
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -58,6 +59,21 @@ def test_neighbours_are_read_as_exactly_as_by_enumeration() -> None:
         total[torch.arange(4), list(sequence)] += score.exp()
     expected = total / total.sum(1, keepdim=True) @ TABLE
     torch.testing.assert_close(method.restore_sequences(release, torch.tensor([4]))[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_sequences_decoded_together_are_decoded_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, lengths = decoded(bigrams=BIGRAMS), torch.tensor([5, 1, 3])
+    release = method.release(torch.tensor([[1, 3, 5, 6, 0, 2, 4, 4, 1]]), torch.Generator().manual_seed(2))
+    together = method.restore_sequences(release, lengths)
+    alone = [method.restore_sequences(release[part], part_length) for part, part_length in parts_of(lengths)]
+    torch.testing.assert_close(together, torch.cat(alone, 1))
+    monkeypatch.setattr("del_lightning.lattices.POSITIONS", 4)  # the means of two steps at a time
+    torch.testing.assert_close(method.restore_sequences(release, lengths), together)
+
+
+def parts_of(lengths: Tensor) -> list[tuple[slice, Tensor]]:
+    ends = lengths.cumsum(0).tolist()
+    return [(slice(end - int(n), end), n[None]) for end, n in zip(ends, lengths, strict=True)]
 
 
 def test_limits_of_mu() -> None:
