@@ -93,6 +93,8 @@ class Config:
     """Rows of the leaderboard."""
     soft_prompts: list[str] | None = None
     """Front-ends that get a soft prompt; null means all of `methods`."""
+    unprompted: bool = True
+    """Whether those are evaluated without it too."""
     targets: list[float] = field(default_factory=lambda: [0.02, 0.1, 0.15])
     """Attack success rates to which every method is calibrated (unused where its parameter is set)."""
     matching: list[str] = field(default_factory=lambda: ["nearest"])

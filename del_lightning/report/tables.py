@@ -217,7 +217,7 @@ def _pair(
     pick: Callable[[LeaderboardRow], Estimate | None],
     extra: bool,
 ) -> Iterator[Column]:
-    """A column without and one with soft prompt; the second is left out where there is no soft prompt at all."""
+    """A column without and one with soft prompt, those that the board has."""
 
     def plain(entry: Entry) -> Estimate | None:
         return None if entry.plain is None else pick(entry.plain)
@@ -225,7 +225,8 @@ def _pair(
     def prompted(entry: Entry) -> Estimate | None:
         return None if entry.prompted is None else pick(entry.prompted)
 
-    yield estimate_column(entries, name, plain, why="not measured", small=PLAIN, extra=extra)
+    if any(not row.soft_prompt for row in board.rows):
+        yield estimate_column(entries, name, plain, why="not measured", small=PLAIN, extra=extra)
     if any(row.soft_prompt for row in board.rows):
         why = "not measured, or no soft prompt was trained"
         yield estimate_column(entries, name, prompted, why=why, small=PROMPTED, extra=extra)

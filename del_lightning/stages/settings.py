@@ -31,11 +31,13 @@ def levels(ws: Workspace) -> list[Setting]:
 
 
 def soft_prompts(ws: Workspace, setting: Setting) -> tuple[bool, ...]:
-    """The rows of a setting: without a soft prompt, and with one where the configuration trains it."""
+    """The rows of a setting: with a soft prompt where it is trained, and without unless that is not asked for."""
     prompted = ws.config.soft_prompts
     if setting.method in TEXT_ONLY:
         return (False,)
-    return (False, True) if prompted is None or setting.method in prompted else (False,)
+    if prompted is not None and setting.method not in prompted:
+        return (False,)
+    return (False, True) if ws.config.unprompted else (True,)
 
 
 def _fixed(ws: Workspace) -> Iterator[Setting]:

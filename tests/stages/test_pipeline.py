@@ -74,6 +74,17 @@ def test_leaderboard_holds_every_row_with_and_without_its_soft_prompt(finished: 
         assert (row.retained is not None) == row.soft_prompt
 
 
+def test_rows_without_soft_prompt_can_be_left_out(finished: Path, model: Path, encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    pipeline.run(Workspace(replace(config_for(model, encoder, tmp_path), unprompted=False)))
+    whole = [row for row in board_of(finished).rows if row.soft_prompt]
+    assert [(row.label, row.nll_by_prompt) for row in board_of(tmp_path).rows] == [
+        (row.label, row.nll_by_prompt) for row in whole
+    ]
+    pages = [next((folder / "report").glob("*/index.html")).read_text("utf-8") for folder in (finished, tmp_path)]
+    assert ["no soft prompt</" in page for page in pages] == [True, False]  # the heading of a column
+
+
 def test_controls_come_out_as_they_must(finished: Path) -> None:
     rows = {(row.label, row.soft_prompt): row for row in board_of(finished).rows}
     clean, mean = rows["Clean prompt", True], rows["Mean embedding", True]
