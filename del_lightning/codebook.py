@@ -12,13 +12,16 @@ that no release, however clear, says more than the group. They are built from pu
     all others          merged by what they mean and which texts they occur in (Ward's criterion, weighted by
                         frequency) until nobody holds more than a given share of a group
 
+The last tokens of a prompt may have finer groups than the rest (:attr:`Codebook.ending`): a continuation depends on
+them far more than on any others, and a token's place is no secret.
+
 That share bounds the posterior probability of every token of such a group under the unigram prior, and with it the
 success of the best guess at any single position. An attacker who reads the neighbours too can do better; attacks
 measure it.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +49,22 @@ class Codebook:
     Attributes:
         groups: (V,) int64 number of each token's group, below G.
         words: (G, d) float32 of -1 and 1; times the clipping bound c it is the group's code.
+        ending: Codebook of the last tokens of a sequence; None treats all alike.
+        last: How many those are.
     """
 
     groups: Tensor
     words: Tensor
+    ending: "Codebook | None" = None
+    last: int = 0
 
     def save(self, path: Path) -> None:
         """Write it as safetensors."""
-        save_file({"groups": self.groups.contiguous(), "words": self.words.to(torch.int8).contiguous()}, path)
+        state = {"groups": self.groups.contiguous(), "words": self.words.to(torch.int8).contiguous()}
+        if self.ending is not None:
+            state |= {"ending.groups": self.ending.groups, "ending.words": self.ending.words.to(torch.int8)}
+            state["last"] = torch.tensor(self.last)
+        save_file(state, path)
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":
@@ -64,12 +75,27 @@ class Codebook:
         """
         try:
             state = load_file(path)
-            groups, words = state["groups"], state["words"]
+            book = cls(state["groups"], state["words"].float())
+            if "last" in state:
+                ending = cls(state["ending.groups"], state["ending.words"].float())
+                book = replace(book, ending=ending, last=int(state["last"]))
         except (OSError, SafetensorError, KeyError) as error:
             raise ArtifactError(f"{path} must be a codebook's safetensors file: {error}") from None
-        if groups.ndim != 1 or words.ndim != 2 or int(groups.min()) < 0 or int(groups.max()) >= len(words):
-            raise ArtifactError(f"{path} must hold a group of every token and a word of every group, got other numbers")
-        return cls(groups, words.float())
+        for one in (book, book.ending):
+            if one is not None and not one._fits():
+                raise ArtifactError(
+                    f"{path} must hold a group of every token and a word of every group, got other numbers"
+                )
+        return book
+
+    def _fits(self) -> bool:
+        groups, words = self.groups, self.words
+        return groups.ndim == 1 and words.ndim == 2 and int(groups.min()) >= 0 and int(groups.max()) < len(words)
+
+    def to(self, device: torch.device) -> "Codebook":
+        """The same on a device."""
+        ending = None if self.ending is None else self.ending.to(device)
+        return replace(self, groups=self.groups.to(device), words=self.words.to(device), ending=ending)
 
 
 def build_codebook(
@@ -81,6 +107,7 @@ def build_codebook(
     frequent: int,
     largest_share: float,
     topic_weight: float = 1.0,
+    alone: int = 0,
 ) -> Codebook:
     """Group a vocabulary by public text.
 
@@ -92,6 +119,7 @@ def build_codebook(
         frequent: So many of the most frequent tokens form one group, >= 0.
         largest_share: Largest share of a token in its group, the frequent tokens' aside, in (0, 1].
         topic_weight: Weight of which texts a token occurs in against its embedding, >= 0.
+        alone: So many of the most frequent tokens are a group each, >= 0; ``frequent`` counts those behind them.
 
     Raises:
         ConfigError: A setting out of range, or more groups than there are code words of width ``dim``.
@@ -100,12 +128,16 @@ def build_codebook(
         raise ConfigError(f"`codebook.largest_share` must be in (0, 1], got {largest_share!r}")
     if not 0 <= frequent < len(embeddings):
         raise ConfigError(f"`codebook.frequent` must be between 0 and {len(embeddings) - 1}, got {frequent!r}")
+    if not 0 <= alone < len(embeddings) - frequent:
+        raise ConfigError(f"`alone` must be between 0 and {len(embeddings) - frequent - 1}, got {alone!r}")
     prior = (counts + 1).float() / (counts + 1).sum()
     features = _features(embeddings, prior, topic_vectors(tokens, counts, embeddings), topic_weight)
     order = prior.argsort(descending=True, stable=True)
-    rest = order[frequent:].sort().values
-    groups = torch.zeros(len(embeddings), dtype=torch.long)
-    groups[rest] = balanced_groups(features[rest], prior[rest], counts[rest] > 0, largest_share) + (frequent > 0)
+    rest = order[frequent + alone :].sort().values
+    groups = torch.full((len(embeddings),), alone)
+    groups[order[:alone]] = torch.arange(alone)
+    first = alone + (frequent > 0)
+    groups[rest] = balanced_groups(features[rest], prior[rest], counts[rest] > 0, largest_share) + first
     return Codebook(groups, code_words(int(groups.max()) + 1, dim))
 
 

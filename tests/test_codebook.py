@@ -73,6 +73,13 @@ def test_a_codebook_is_read_as_it_was_written(tmp_path: Path) -> None:
     read = Codebook.load(tmp_path / "codebook.safetensors")
     assert torch.equal(read.groups, written.groups)
     assert torch.equal(read.words, written.words)
+    two = Codebook(written.groups, written.words, ending=Codebook(torch.arange(3), code_words(3, 4)), last=2)
+    two.save(tmp_path / "two.safetensors")
+    read = Codebook.load(tmp_path / "two.safetensors")
+    assert read.last == 2
+    assert read.ending is not None
+    assert torch.equal(read.ending.groups, torch.arange(3))
+    assert torch.equal(read.ending.words, code_words(3, 4))
     with pytest.raises(ArtifactError, match="must be a codebook"):
         Codebook.load(tmp_path / "nothing")
     Codebook(torch.tensor([0, 2]), code_words(2, 4)).save(tmp_path / "bad.safetensors")
@@ -80,10 +87,26 @@ def test_a_codebook_is_read_as_it_was_written(tmp_path: Path) -> None:
         Codebook.load(tmp_path / "bad.safetensors")
 
 
+def test_frequent_tokens_may_be_a_group_each() -> None:
+    generator = np.random.default_rng(0)
+    flat = np.minimum(generator.geometric(0.1, 2000) - 1, 39).astype(np.int32)
+    counts = torch.from_numpy(np.bincount(flat, minlength=40))
+    embeddings = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    text = Ragged(flat, np.array([0, 2000]))
+    book = build_codebook(embeddings, text, counts, dim=8, frequent=0, largest_share=0.5, alone=5)
+    sizes = book.groups.bincount()
+    most = counts.argsort(descending=True, stable=True)[:5]
+    assert (sizes[book.groups[most]] == 1).all()
+    assert (sizes[5:] > 1).all()
+    assert int(sizes.sum()) == 40
+
+
 def test_settings_out_of_range_are_refused() -> None:
     tokens = Ragged(np.arange(4, dtype=np.int32), np.array([0, 4]))
     common = {"embeddings": torch.randn(4, 8), "tokens": tokens, "counts": torch.ones(4, dtype=torch.long), "dim": 4}
     with pytest.raises(ConfigError, match=r"`codebook.largest_share` must be in \(0, 1\], got 0"):
         build_codebook(**common, frequent=1, largest_share=0)
+    with pytest.raises(ConfigError, match=r"`alone` must be between 0 and 2, got 3"):
+        build_codebook(**common, frequent=1, largest_share=0.5, alone=3)
     with pytest.raises(ConfigError, match=r"`codebook.frequent` must be between 0 and 3, got 4"):
         build_codebook(**common, frequent=4, largest_share=0.5)

@@ -67,6 +67,12 @@ class CodebookConfig:
     """Largest share of a token in any other group: bounds what a release without noise says about a token."""
     topic_weight: float = 1.0
     """Weight of which texts a token occurs in against its embedding, where groups are merged."""
+    last: int = 0
+    """So many tokens at the end of a prompt have groups of their own kind: a continuation depends on them most."""
+    last_alone: int = 512
+    """There, so many of the most frequent tokens are a group each."""
+    last_share: float = 0.2
+    """Largest share of any other token in its group there."""
     neighbours: bool = True
     """Whether the server of ``del-plus`` and ``del-posterior`` decodes a position with its neighbours (an exact pass
     under bigrams) or by itself."""
@@ -74,6 +80,9 @@ class CodebookConfig:
     def __post_init__(self) -> None:
         at_least("codebook.frequent", self.frequent, 0)
         share("codebook.largest_share", self.largest_share)
+        at_least("codebook.last", self.last, 0)
+        at_least("codebook.last_alone", self.last_alone, 0)
+        share("codebook.last_share", self.last_share)
         require(self.topic_weight >= 0, "codebook.topic_weight", "at least 0", self.topic_weight)
 
 

@@ -33,10 +33,13 @@ class Release:
         payload: (B, L, ...) one entry a token: integer codes, floats or token ids; its last axis may be empty.
         sequence_tokens: (B, L) tokens of the sequence that each token belongs to, which the server sees anyway; only
             of methods that treat a sequence as a whole, so that an attack may take their releases apart.
+        from_end: (B, L) place of each token in its sequence, counted from the end: 0 for the last one. The server sees
+            it anyway; only of methods that treat places differently.
     """
 
     payload: Tensor
     sequence_tokens: Tensor | None = None
+    from_end: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of sequences B."""
@@ -60,14 +63,16 @@ class Release:
         return self._map(lambda x: x[:, positions])
 
     def _map(self, select: Callable[[Tensor], Tensor]) -> "Release":
-        return Release(select(self.payload), None if self.sequence_tokens is None else select(self.sequence_tokens))
+        public = (None if x is None else select(x) for x in (self.sequence_tokens, self.from_end))
+        return Release(select(self.payload), *public)
 
     @staticmethod
     def concatenate(releases: "list[Release]") -> "Release":
         """Join releases of one method along the token axis."""
         lengths = [release.sequence_tokens for release in releases if release.sequence_tokens is not None]
+        places = [release.from_end for release in releases if release.from_end is not None]
         payload = torch.cat([release.payload for release in releases], dim=1)
-        return Release(payload, torch.cat(lengths, dim=1) if lengths else None)
+        return Release(payload, *(torch.cat(public, dim=1) if public else None for public in (lengths, places)))
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,8 @@ class Method(nn.Module, ABC):
     Attributes:
         name: Word used in configuration and tables.
         stochastic: Whether two releases of the same tokens may differ.
-        per_sequence: Whether a token's release depends on the others of its sequence. Then every row of :meth:`release`
-            must be one sequence, and nothing but it.
+        per_sequence: Whether a token's release depends on the others of its sequence, or on its place in it. Then every
+            row of :meth:`release` must be one sequence, and nothing but it.
         parameter: Attribute that holds the privacy parameter ("mu", "eta" or "epsilon"); None for controls.
         parameter_range: Where calibration searches for it; a larger value is never more private.
         embedding_table: Clean input embeddings (V, b), float32; public knowledge.

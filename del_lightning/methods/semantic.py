@@ -1,18 +1,57 @@
 """DEL with a semantic codebook: the device sends a token's group, the server takes the mean of what it may have been.
 
 The mechanism, its guarantee and its bits are DEL's. Two things differ. The encoder maps a token to the code word of its
-group (:mod:`del_lightning.codebook`) instead of a projection of its embedding, and the decoder is no linear map but the
-posterior mean of the embedding (:mod:`del_lightning.methods.posterior`).
+group (:mod:`del_lightning.codebook`) instead of a projection of its embedding; which groups those are may depend on the
+token's place. The decoder is no linear map but the posterior mean of the embedding
+(:mod:`del_lightning.methods.posterior`).
 """
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from del_lightning.bigrams import Bigrams
 from del_lightning.codebook import Codebook
 from del_lightning.methods.base import Footprint, Release
 from del_lightning.methods.posterior import PosteriorDecoder
 from del_lightning.privacy import BinomialAccountant, PrivacyStatement, StochasticQuantizer
+
+
+class _Groups(nn.Module):
+    """One codebook with what the server knows of its groups.
+
+    Attributes:
+        groups: (V,) group of every token.
+        words: (G, d) code words.
+        centres: (G, b) mean embedding of a group's tokens.
+        log_mass: (G,) ln Pr(group) in public text.
+    """
+
+    groups: Tensor
+    words: Tensor
+    centres: Tensor
+    log_mass: Tensor
+
+    def __init__(self, codebook: Codebook, embedding_table: Tensor, prior: Tensor) -> None:
+        super().__init__()
+        share = prior.exp()
+        mass = torch.zeros(len(codebook.words), device=prior.device).index_add_(0, codebook.groups, share)
+        total = torch.zeros(len(mass), embedding_table.shape[1], device=prior.device)
+        total.index_add_(0, codebook.groups, share[:, None] * embedding_table)
+        self.register_buffer("groups", codebook.groups, persistent=False)
+        self.register_buffer("words", codebook.words, persistent=False)
+        self.register_buffer("centres", total / mass[:, None], persistent=False)
+        self.register_buffer("log_mass", mass.log(), persistent=False)
+
+    def code(self, token_ids: Tensor) -> Tensor:
+        """Code words of tokens (...,): (..., d)."""
+        return self.words[self.groups[token_ids]]
+
+    def log_likelihood(self, quantizer: StochasticQuantizer, codes: Tensor) -> Tensor:
+        """ln Pr(codes | group) of codes (..., d): (..., G)."""
+        weights, bias = (part.to(self.words.device) for part in quantizer.log_odds(self.words))
+        return quantizer.log_likelihood_given(codes, weights, bias)
 
 
 class SemanticDEL(PosteriorDecoder):
@@ -22,11 +61,8 @@ class SemanticDEL(PosteriorDecoder):
     stochastic = True
     parameter = "mu"
     mu: float
+    per_sequence = True  # a token's groups depend on its place
     quantizer: StochasticQuantizer
-    groups: Tensor
-    words: Tensor
-    centres: Tensor
-    log_mass: Tensor
 
     def __init__(
         self,
@@ -52,48 +88,54 @@ class SemanticDEL(PosteriorDecoder):
             ConfigError: ``bits`` or ``mu`` out of range.
         """
         super().__init__(embedding_table)
-        self.bits, self.bigrams = bits, bigrams
-        self.register_buffer("groups", codebook.groups, persistent=False)
-        self.register_buffer("words", codebook.words, persistent=False)
+        self.bits, self.bigrams, self.last = bits, bigrams, codebook.last
         self.register_buffer("prior", prior, persistent=False)
-        share = prior.exp()
-        mass = torch.zeros(len(codebook.words), device=prior.device).index_add_(0, codebook.groups, share)
-        total = torch.zeros(len(mass), embedding_table.shape[1], device=prior.device)
-        total.index_add_(0, codebook.groups, share[:, None] * embedding_table)
-        self.register_buffer("centres", total / mass[:, None], persistent=False)
-        self.register_buffer("log_mass", mass.log(), persistent=False)
+        self.whole = _Groups(codebook, embedding_table, prior)
+        self.ending = None if codebook.ending is None else _Groups(codebook.ending, embedding_table, prior)
         self._set(mu)
 
     def _set(self, value: float) -> None:
         super()._set(value)
         self.quantizer = StochasticQuantizer.from_mu(mu=self.mu, dim=self.dim, bits=self.bits, bound=1.0)
-        self._log_odds = self.quantizer.log_odds(self.words)
 
     @property
     def dim(self) -> int:
         """Code width d."""
-        return self.words.shape[1]
+        return self.whole.words.shape[1]
 
     def release(self, token_ids: Tensor, generator: torch.Generator | None = None) -> Release:
-        """Release codes K in {0..2^n - 1}, uint8 (B, L, d)."""
-        return Release(self.quantizer.encode(self.words[self.groups[token_ids]], generator))
+        """Release codes K in {0..2^n - 1}, uint8 (B, L, d); every row is a whole sequence."""
+        words = self.whole.code(token_ids)
+        if self.ending is None:
+            return Release(self.quantizer.encode(words, generator))
+        length = token_ids.shape[1]
+        words[:, max(0, length - self.last) :] = self.ending.code(token_ids[:, max(0, length - self.last) :])
+        from_end = torch.arange(length - 1, -1, -1, device=token_ids.device).expand_as(token_ids)
+        return Release(self.quantizer.encode(words, generator), from_end=from_end)
 
     def restore(self, release: Release) -> Tensor:
         """Mean embedding given each position's own codes: sum over groups of Pr(group | K) times its centre."""
-        return (self._group_likelihood(release) + self.log_mass).softmax(-1) @ self.centres
+        return self._by_place(release, lambda part, scores: (scores + part.log_mass).softmax(-1) @ part.centres)
 
     def log_likelihood(self, release: Release) -> Tensor:
         """Exact binomial log-likelihood of the codes under every token: that of its group."""
-        return self._group_likelihood(release)[..., self.groups]
+        return self._by_place(release, lambda part, scores: scores[..., part.groups])
 
-    def _group_likelihood(self, release: Release) -> Tensor:
-        """ln Pr(K | group), (B, L, G)."""
-        weights, bias = (part.to(self.words.device) for part in self._log_odds)
-        return self.quantizer.log_likelihood_given(release.payload, weights, bias)
+    def _by_place(self, release: Release, make: Callable[[_Groups, Tensor], Tensor]) -> Tensor:
+        """What ``make`` makes of a codebook and ln Pr(codes | group) under it, at the places where it is in use."""
+        codes = release.payload
+        if self.ending is None or release.from_end is None:
+            return make(self.whole, self.whole.log_likelihood(self.quantizer, codes))
+        ending = release.from_end < self.last
+        most = make(self.whole, self.whole.log_likelihood(self.quantizer, codes))
+        most[ending] = make(self.ending, self.ending.log_likelihood(self.quantizer, codes[ending]))
+        return most
 
-    def code_values(self, release: Release) -> tuple[Tensor, Tensor]:
-        """The decoded codes and every token's code word."""
-        return self.quantizer.decode(release.payload).flatten(0, 1), self.words[self.groups]
+    def code_values(self, release: Release) -> tuple[Tensor, Tensor] | None:
+        """The decoded codes and every token's code word; None where that depends on the place."""
+        if self.ending is not None:
+            return None
+        return self.quantizer.decode(release.payload).flatten(0, 1), self.whole.words[self.whole.groups]
 
     def statement(self, sequence_tokens: int, delta: float = 1e-5) -> PrivacyStatement:
         """Exact guarantee of the quantizer for one token and for the whole prompt, as of DEL."""
@@ -111,4 +153,5 @@ class SemanticDEL(PosteriorDecoder):
 
     def footprint(self) -> Footprint:
         """A group number a token and a word a group; neither embeddings nor a projection."""
-        return Footprint.of(self.groups, self.words)
+        parts = [part for part in (self.whole, self.ending) if part is not None]
+        return Footprint.of(*(tensor for part in parts for tensor in (part.groups, part.words)))

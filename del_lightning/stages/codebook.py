@@ -1,11 +1,13 @@
 """The semantic codebook of ``del-plus``: groups of the vocabulary from the public training split."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich import print as rprint
+from torch import Tensor
 
 from del_lightning.artifacts import Artifact, Outcome
 from del_lightning.codebook import Codebook, build_codebook
@@ -22,13 +24,14 @@ def ensure(ws: Workspace) -> Artifact:
 
 def load(ws: Workspace) -> Codebook:
     """Load the codebook of this configuration onto the workspace's device."""
-    book = Codebook.load(ensure(ws).folder / FILE)
-    return Codebook(book.groups.to(ws.device), book.words.to(ws.device))
+    return Codebook.load(ensure(ws).folder / FILE).to(ws.device)
 
 
 def determined_by(ws: Workspace) -> dict[str, Any]:
     """Everything the codebook depends on; how the server decodes is not among it."""
     settings = {name: value for name, value in asdict(ws.config.codebook).items() if name != "neighbours"}
+    if not ws.config.codebook.last:  # what is not used does not count
+        settings = {name: value for name, value in settings.items() if not name.startswith("last")}
     return {"model": ws.model_key, "data": ws.data.fingerprint, "codebook": settings, "dim": _dim(ws)}
 
 
@@ -40,23 +43,30 @@ def _build(ws: Workspace, folder: Path) -> Outcome:
     rprint("grouping the vocabulary by public text")
     config = ws.config.codebook
     counts = ws.data.unigram_counts(ws.llm.vocab_size)
-    book = build_codebook(
+    group = partial(
+        build_codebook,
         ws.embedding_table.cpu(),
         ws.data.tokens("train"),
         counts,
         dim=_dim(ws),
-        frequent=config.frequent,
-        largest_share=config.largest_share,
         topic_weight=config.topic_weight,
     )
+    book = group(frequent=config.frequent, largest_share=config.largest_share)
+    details = _details(book, counts)
+    if config.last:
+        ending = group(frequent=0, alone=config.last_alone, largest_share=config.last_share)
+        book = replace(book, ending=ending, last=config.last)
+        details |= {f"ending_{name}": value for name, value in _details(ending, counts).items()}
     book.save(folder / FILE)
+    return Outcome(details=details)
+
+
+def _details(book: Codebook, counts: Tensor) -> dict[str, float]:
     prior = (counts + 1).double() / (counts + 1).sum()
     mass = torch.zeros(len(book.words), dtype=torch.float64).index_add_(0, book.groups, prior)
     most = torch.zeros_like(mass).scatter_reduce(0, book.groups, prior, "amax")
-    return Outcome(
-        details={
-            "groups": len(mass),
-            "entropy_bits": float(-(mass * mass.log2()).sum()),
-            "best_guess": float(most.sum()),  # of a token from its group, without noise
-        }
-    )
+    return {
+        "groups": len(mass),
+        "entropy_bits": float(-(mass * mass.log2()).sum()),
+        "best_guess": float(most.sum()),  # of a token from its group, without noise
+    }

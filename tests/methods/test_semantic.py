@@ -107,3 +107,54 @@ def test_guarantee_and_bits_are_those_of_the_quantizer() -> None:
     assert method.attack_bound(0.3) > 0.3
     with pytest.raises(ConfigError, match="`mu`"):
         semantic(mu=0.0)
+
+
+def two_codebooks(mu: float = 3.0, bigrams: Bigrams | None = None) -> SemanticDEL:
+    """The last two tokens are told apart one by one."""
+    book = Codebook(GROUPS, code_words(3, 4), ending=Codebook(torch.arange(7), code_words(7, 4)), last=2)
+    return SemanticDEL(TABLE, book, PRIOR, bits=2, mu=mu, bigrams=bigrams)
+
+
+def test_the_last_tokens_have_groups_of_their_own() -> None:
+    method = two_codebooks(mu=1e4)
+    ids = torch.tensor([[0, 2, 4, 5, 6], [6, 5, 4, 3, 1]])
+    restored = method.restore(method.release(ids))
+    torch.testing.assert_close(restored[:, -2:], TABLE[ids[:, -2:]], atol=1e-3, rtol=1e-3)
+    alike = semantic(mu=1e4)
+    torch.testing.assert_close(restored[:, :-2], alike.restore(alike.release(ids))[:, :-2], atol=1e-3, rtol=1e-3)
+    short = torch.tensor([[3]])
+    torch.testing.assert_close(method.restore(method.release(short)), TABLE[short], atol=1e-3, rtol=1e-3)
+    assert method.code_values(method.release(short)) is None
+
+
+def test_places_go_with_their_codes() -> None:
+    method = two_codebooks()
+    first, second = (method.release(torch.tensor([ids])) for ids in ([1, 2, 3], [4, 5, 6, 0]))
+    joined = Release.concatenate([first, second])
+    assert joined.from_end is not None
+    assert joined.from_end.tolist() == [[2, 1, 0, 3, 2, 1, 0]]
+    likelihood = method.log_likelihood(joined)
+    torch.testing.assert_close(likelihood[:, :3], method.log_likelihood(first))
+    torch.testing.assert_close(likelihood[:, 3:], method.log_likelihood(second))
+    order = torch.tensor([6, 0, 3])
+    torch.testing.assert_close(method.log_likelihood(joined.take(order)), likelihood[:, order])
+
+
+def test_releases_of_the_last_tokens_follow_their_likelihood() -> None:
+    method, draws = two_codebooks(mu=4.0), 20_000
+    ids = torch.tensor([[0, 4]]).expand(draws, 2)
+    release = method.release(ids, torch.Generator().manual_seed(1))
+    found, counts = release.payload[:, 1].unique(dim=0, return_counts=True)
+    expected = method.log_likelihood(Release(found[None], from_end=torch.zeros(1, len(found))))[0, :, 4].exp()
+    common = expected > 0.005
+    assert int(common.sum()) > 5
+    deviation = (counts[common] / draws - expected[common]) / (expected[common] / draws).sqrt()
+    assert float(deviation.abs().max()) < 4.5
+
+
+def test_the_last_tokens_have_the_guarantee_of_all() -> None:
+    method, alike = two_codebooks(mu=3.0), semantic(mu=3.0)
+    assert method.statement(5).columns() == alike.statement(5).columns()
+    assert method.attack_bound(0.3) == alike.attack_bound(0.3)
+    ids = torch.arange(5)[None]
+    assert method.payload_bits(method.release(ids)) == alike.payload_bits(alike.release(ids))
