@@ -77,8 +77,8 @@ def del_plus() -> str:
         "",
         "Every run:",
         "",
-        "| data, mu, seed | front-end | R | COH | PPL | ASR, strongest attack | of content tokens | exact ε of a prompt |",  # noqa: E501
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| data, mu, seed | front-end | R | COH | PPL | ASR, strongest attack | of content tokens | of last tokens | exact ε of a prompt |",  # noqa: E501
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for board in found:
         where = f"{_where(board)}, {board.config['seed']}"
@@ -132,20 +132,28 @@ def _plus_name(row: LeaderboardRow, codebook: dict[str, Any]) -> str:
     name = row.label.removesuffix(", given value")
     if row.method != "del-plus":
         return name
-    return f"{name}, {codebook['frequent']} frequent, share {codebook['largest_share']:g}"
+    text = f"{name}, {codebook['frequent']} frequent, share {codebook['largest_share']:g}"
+    if last := codebook.get("last"):
+        text += f"; last {last}: {codebook['last_alone']} alone, share {codebook['last_share']:g}"
+    return text
+
+
+def _most(row: LeaderboardRow, measure: str) -> Estimate | None:
+    """The most that any attack recovers by a measure."""
+    found = [one for measures in row.recovery.values() if (one := measures.get(measure)) is not None]
+    return max(found, key=lambda one: one.value, default=None)
 
 
 def _plus_cells(row: LeaderboardRow, codebook: dict[str, Any]) -> list[str]:
     name = words.worst_name(row).partition(" (")[0]
-    content = [measures.get("content top-1") for measures in row.recovery.values()]
-    most = max((one for one in content if one is not None), key=lambda one: one.value, default=None)
     return [
         _plus_name(row, codebook),
         _show(row.retained, ".3f"),
         _show(row.coherence, ".3f"),
         _show(row.perplexity, ".1f"),
         f"{_show(words.worst_attack(row), '.1%')} {name}",
-        _show(most, ".1%"),
+        _show(_most(row, "content top-1"), ".1%"),
+        _show(_most(row, "last top-1"), ".1%"),
         _guarantee(row),
     ]
 

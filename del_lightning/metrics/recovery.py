@@ -74,6 +74,7 @@ def recovery(
     * ``top-1``, ``top-5``, ``top-10``: share of all tokens whose id is among so many guesses (Clopper-Pearson);
     * ``content top-1`` and so on: the same over content tokens, ``unknown top-1`` over the pieces of ``<unk>``, both
       left out where there are none;
+    * ``last top-1`` and so on: the same over the last token of every sequence, which a continuation tells most about;
     * ``exact``: share of sequences whose every token is read (Clopper-Pearson);
     * ``rouge-l``: ROUGE-L F1 of the recovered text, mean over sequences (bootstrap).
 
@@ -98,6 +99,7 @@ def recovery(
         **_top("", guess, truth),
         **_top("content ", *(ids[content[truth] & ~unknown] for ids in (guess, truth))),
         **_top("unknown ", guess[unknown, :1], truth[unknown]),
+        **_top("last ", *(ids[lengths.cumsum(0)[lengths > 0] - 1] for ids in (guess, truth))),
     }
     found["exact"] = _rate(torch.stack([hits.all() for hits in split(guess[:, 0] == truth, lengths)]))
     return found | {"rouge-l": rouge_l(texts[0], texts[1])}

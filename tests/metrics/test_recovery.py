@@ -58,9 +58,11 @@ def test_recovery_counts_each_kind_of_token(tiny_tokenizer: PreTrainedTokenizerF
     guess[: lengths[0], 0] = truth[: lengths[0]]
     guess[lengths[0] :, 2] = truth[lengths[0] :]
     found = recovery(guess, truth, lengths, tiny_tokenizer)
-    assert set(found) == {"top-1", "top-5", "content top-1", "content top-5", "unknown top-1", "exact", "rouge-l"}
+    parts = {f"{part}top-{top}" for part in ("", "content ", "last ") for top in (1, 5)}
+    assert set(found) == {*parts, "unknown top-1", "exact", "rouge-l"}
     assert (found["top-1"].value, found["top-1"].n) == (int(lengths[0]) / len(truth), len(truth))
     assert found["top-5"].value == 1
+    assert (found["last top-1"].value, found["last top-1"].n, found["last top-5"].value) == (0.5, 2, 1)
     assert found["content top-1"].n == int(content.sum()) < len(truth)
     assert found["content top-1"].value == int(content[: lengths[0]].sum()) / int(content.sum())
     assert (found["unknown top-1"].value, found["unknown top-1"].n) == (0, int(unknown.sum()))
@@ -73,7 +75,7 @@ def test_recovery_counts_each_kind_of_token(tiny_tokenizer: PreTrainedTokenizerF
 def test_kinds_that_do_not_occur_are_left_out(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     truth = ids_of(tiny_tokenizer, "!!")
     found = recovery(truth[:, None], truth, torch.tensor([len(truth)]), tiny_tokenizer)
-    assert set(found) == {"top-1", "exact", "rouge-l"}
+    assert set(found) == {"top-1", "last top-1", "exact", "rouge-l"}
 
 
 def test_shapes_must_belong_together(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
