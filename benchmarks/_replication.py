@@ -26,6 +26,18 @@ CNN = ["experiment=leaderboard/ptb", "data=cnn_dailymail", "data.prompt_words=50
 
 PLUS = ["experiment=del_plus", "attack.suite=[nearest,bayes,bigrams,language-model]"]
 
+PLUS_AT = (
+    ("ptb", 0.2, 14, "", 0.01, 2, 3),
+    ("ptb", 0.4, 44, "", 0.2, 2, 3),
+    ("wikitext2", 0.2, 12, "", 0.03, 2, 3),
+    ("wikitext2", 0.4, 34, "", 0.17, 2, 3),
+    ("ptb", 0.2, 14, "-alike", 0.04, 0, 1),
+    ("ptb", 0.4, 44, "-alike", 0.3, 0, 1),
+    ("wikitext2", 0.2, 12, "-alike", 0.04, 0, 1),
+    ("wikitext2", 0.4, 34, "-alike", 0.3, 0, 1),
+)
+"""Data, DEL's success, mu, kind, largest share of a group, last tokens with groups of their own, seeds."""
+
 JOBS: dict[str, list[str]] = {
     # Bits a coordinate, at one success of the nearest neighbour.
     **{f"bits-{bits}": [*PTB, "targets=[0.1]", f"mechanism.bits={bits}"] for bits in (1, 2, 4, 8)},
@@ -75,13 +87,26 @@ JOBS: dict[str, list[str]] = {
         ]
         for task in ("mrpc", "qqp")
     },
-    # DEL+ beside DEL at one guarantee, everything trained anew under each seed.
-    **{f"del_plus/wikitext2-mu20-seed{seed}": [*PLUS, f"seed={seed}"] for seed in (0, 1, 2)},
+    # DEL+ beside DEL at one guarantee, everything trained anew under each seed. DEL is read at about the rate named;
+    # DEL+ has its budget where it matters, or ("alike") the same groups at every place.
+    **{
+        f"del_plus/{corpus}-asr{rate}{kind}-seed{seed}": [
+            *(*PLUS, f"data={corpus}", f"seed={seed}", "data.max_prompts=192", f"mechanism.mu={mu}"),
+            *(f"codebook.largest_share={share}", f"codebook.last={last}"),
+        ]
+        for corpus, rate, mu, kind, share, last, seeds in PLUS_AT
+        for seed in range(seeds)
+    },
+    # Earlier searches.
+    **{f"del_plus/wikitext2-mu20-seed{seed}": [*PLUS, "unprompted=true", f"seed={seed}"] for seed in (0, 1, 2)},
     "del_plus/ptb-mu14-frequent512-seed0": [
-        *(*PLUS, "data=ptb", "seed=0", "mechanism.mu=14", "codebook.largest_share=0.1", "codebook.frequent=512"),
+        *(*PLUS, "unprompted=true", "data=ptb", "seed=0", "mechanism.mu=14"),
+        *("codebook.largest_share=0.1", "codebook.frequent=512"),
     ],
     **{
-        f"del_plus/ptb-mu20-share0.1-seed{seed}": [*PLUS, "data=ptb", "codebook.largest_share=0.1", f"seed={seed}"]
+        f"del_plus/ptb-mu20-share0.1-seed{seed}": [
+            *(*PLUS, "unprompted=true", "data=ptb", "codebook.largest_share=0.1", f"seed={seed}"),
+        ]
         for seed in (0, 1, 2)
     },
 }  # fmt: skip
