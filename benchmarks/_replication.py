@@ -26,6 +26,8 @@ CNN = ["experiment=leaderboard/ptb", "data=cnn_dailymail", "data.prompt_words=50
 
 PLUS = ["experiment=del_plus", "attack.suite=[nearest,bayes,bigrams,language-model]"]
 
+SEARCH = [*PLUS, "unprompted=true", "data.max_prompts=64", "mechanism.mu=20", "codebook.last=0"]
+
 PLUS_AT = (
     ("ptb", 0.2, 14, "", 0.01, 2, 3),
     ("ptb", 0.4, 44, "", 0.2, 2, 3),
@@ -91,22 +93,22 @@ JOBS: dict[str, list[str]] = {
     # DEL+ has its budget where it matters, or ("alike") the same groups at every place.
     **{
         f"del_plus/{corpus}-asr{rate}{kind}-seed{seed}": [
-            *(*PLUS, f"data={corpus}", f"seed={seed}", "data.max_prompts=192", f"mechanism.mu={mu}"),
+            *(*PLUS, f"data={corpus}", f"seed={seed}", f"mechanism.mu={mu}"),
             *(f"codebook.largest_share={share}", f"codebook.last={last}"),
         ]
         for corpus, rate, mu, kind, share, last, seeds in PLUS_AT
         for seed in range(seeds)
     },
     # Earlier searches.
-    **{f"del_plus/wikitext2-mu20-seed{seed}": [*PLUS, "unprompted=true", f"seed={seed}"] for seed in (0, 1, 2)},
+    **{
+        f"del_plus/wikitext2-mu20-seed{seed}": [*SEARCH, f"seed={seed}", "codebook.largest_share=0.2"]
+        for seed in (0, 1, 2)
+    },
     "del_plus/ptb-mu14-frequent512-seed0": [
-        *(*PLUS, "unprompted=true", "data=ptb", "seed=0", "mechanism.mu=14"),
-        *("codebook.largest_share=0.1", "codebook.frequent=512"),
+        *(*SEARCH, "data=ptb", "seed=0", "mechanism.mu=14", "codebook.largest_share=0.1", "codebook.frequent=512"),
     ],
     **{
-        f"del_plus/ptb-mu20-share0.1-seed{seed}": [
-            *(*PLUS, "unprompted=true", "data=ptb", "codebook.largest_share=0.1", f"seed={seed}"),
-        ]
+        f"del_plus/ptb-mu20-share0.1-seed{seed}": [*SEARCH, "data=ptb", "codebook.largest_share=0.1", f"seed={seed}"]
         for seed in (0, 1, 2)
     },
 }  # fmt: skip
