@@ -138,12 +138,6 @@ def _plus_name(row: LeaderboardRow, codebook: dict[str, Any]) -> str:
     return text
 
 
-def _most(row: LeaderboardRow, measure: str) -> Estimate | None:
-    """The most that any attack recovers by a measure."""
-    found = [one for measures in row.recovery.values() if (one := measures.get(measure)) is not None]
-    return max(found, key=lambda one: one.value, default=None)
-
-
 def _plus_cells(row: LeaderboardRow, codebook: dict[str, Any]) -> list[str]:
     name = words.worst_name(row).partition(" (")[0]
     return [
@@ -152,8 +146,8 @@ def _plus_cells(row: LeaderboardRow, codebook: dict[str, Any]) -> list[str]:
         _show(row.coherence, ".3f"),
         _show(row.perplexity, ".1f"),
         f"{_show(words.worst_attack(row), '.1%')} {name}",
-        _show(_most(row, "content top-1"), ".1%"),
-        _show(_most(row, "last top-1"), ".1%"),
+        _show(words.most_recovered(row, "content top-1"), ".1%"),
+        _show(words.most_recovered(row, "last top-1"), ".1%"),
         _guarantee(row),
     ]
 

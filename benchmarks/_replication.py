@@ -30,7 +30,7 @@ SEARCH = [*PLUS, "unprompted=true", "data.max_prompts=64", "mechanism.mu=20", "c
 
 PLUS_AT = (
     ("ptb", 0.2, 14, "", 0.01, 2, 3),
-    ("ptb", 0.4, 44, "", 0.2, 2, 3),
+    ("ptb", 0.4, 44, "", 0.12, 2, 3),
     ("wikitext2", 0.2, 12, "", 0.03, 2, 3),
     ("wikitext2", 0.4, 34, "", 0.17, 2, 3),
     ("ptb", 0.2, 14, "-alike", 0.04, 0, 1),

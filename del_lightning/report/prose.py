@@ -29,6 +29,7 @@ from del_lightning.report.words import (
     holds_zero,
     interval,
     is_nearest,
+    most_recovered,
     number,
     overlapping,
     parameter,
@@ -197,6 +198,7 @@ def warnings(board: Leaderboard) -> list[str]:
         _caveat_warning,
         _vacuous_bound_warning,
         _missed_target_warning,
+        _last_token_warning,
         _adaptation_warning,
     )
     return [*board.notes, *(text for warn in implied for text in warn(board))]
@@ -378,6 +380,17 @@ def _targets(calibrations: list[tuple[str, Calibration]]) -> str:
         f"{MATCHED.get(matching, matching)} {', '.join(f'{c.target:g}' for _, c in items)}"
         for matching, items in by_matching
     )
+
+
+def _last_token_warning(board: Leaderboard) -> Iterator[str]:
+    """Success is a mean over tokens, and hides methods that give some places away."""
+    for entry in arrange.tested(board):
+        worst, last = worst_attack(entry.row), most_recovered(entry.row, "last top-1")
+        if worst and last and last.low is not None and worst.high is not None and last.low > worst.high:
+            yield (
+                f"Success is a mean over tokens, which hides the places that {entry.row.label} gives away: of the last "
+                f"tokens of prompts, attackers read {percent(last.value)}."
+            )
 
 
 def _adaptation_warning(board: Leaderboard) -> Iterator[str]:

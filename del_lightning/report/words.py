@@ -250,6 +250,12 @@ def worst_attack(row: LeaderboardRow) -> Estimate | None:
     return max(row.asr.values(), key=lambda estimate: estimate.value, default=None)
 
 
+def most_recovered(row: LeaderboardRow, measure: str) -> Estimate | None:
+    """The most that any attack recovers by a measure of :func:`~del_lightning.metrics.recovery`; None: not measured."""
+    found = [one for measures in row.recovery.values() if (one := measures.get(measure)) is not None]
+    return max(found, key=lambda one: one.value, default=None)
+
+
 def worst_name(row: LeaderboardRow) -> str:
     """Name of the strongest attack; empty where only its result is stored."""
     named = {name: rate.value for name, rate in row.asr.items() if name != "worst"}

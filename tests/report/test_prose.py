@@ -51,6 +51,16 @@ def test_warnings_follow_from_the_numbers() -> None:
     assert "from PPL 636 to 59.3" in text
 
 
+def test_places_that_are_given_away_are_a_warning() -> None:
+    board = make_board()
+    tested = next(row for row in board.rows if row.method == "del")
+    for value, told in ((0.81, True), (0.05, False)):
+        found = {"bigram prior": {"last top-1": rate(value, n=64)}}
+        rows = [row.model_copy(update={"recovery": found}) if row is tested else row for row in board.rows]
+        texts = [text for text in prose.warnings(board.model_copy(update={"rows": rows})) if "last tokens" in text]
+        assert [f"{tested.label} gives away" in text and "read 81%" in text for text in texts] == [True] * told
+
+
 def test_strong_guarantee_gets_no_warning() -> None:
     strong = row(0.02, False)
     strong.privacy = strong.privacy.model_copy(
