@@ -48,11 +48,6 @@ class _Groups(nn.Module):
         """Code words of tokens (...,): (..., d)."""
         return self.words[self.groups[token_ids]]
 
-    def log_likelihood(self, quantizer: StochasticQuantizer, codes: Tensor) -> Tensor:
-        """ln Pr(codes | group) of codes (..., d): (..., G)."""
-        weights, bias = (part.to(self.words.device) for part in quantizer.log_odds(self.words))
-        return quantizer.log_likelihood_given(codes, weights, bias)
-
 
 class SemanticDEL(PosteriorDecoder):
     """Groups of tokens through the stochastic n-bit quantizer, decoded to posterior means."""
@@ -97,6 +92,11 @@ class SemanticDEL(PosteriorDecoder):
     def _set(self, value: float) -> None:
         super()._set(value)
         self.quantizer = StochasticQuantizer.from_mu(mu=self.mu, dim=self.dim, bits=self.bits, bound=1.0)
+        self._log_odds = {part: self.quantizer.log_odds(part.words) for part in self._parts}
+
+    @property
+    def _parts(self) -> list[_Groups]:
+        return [part for part in (self.whole, self.ending) if part is not None]
 
     @property
     def dim(self) -> int:
@@ -125,11 +125,16 @@ class SemanticDEL(PosteriorDecoder):
         """What ``make`` makes of a codebook and ln Pr(codes | group) under it, at the places where it is in use."""
         codes = release.payload
         if self.ending is None or release.from_end is None:
-            return make(self.whole, self.whole.log_likelihood(self.quantizer, codes))
+            return make(self.whole, self._group_likelihood(self.whole, codes))
         ending = release.from_end < self.last
-        most = make(self.whole, self.whole.log_likelihood(self.quantizer, codes))
-        most[ending] = make(self.ending, self.ending.log_likelihood(self.quantizer, codes[ending]))
+        most = make(self.whole, self._group_likelihood(self.whole, codes))
+        most[ending] = make(self.ending, self._group_likelihood(self.ending, codes[ending]))
         return most
+
+    def _group_likelihood(self, part: _Groups, codes: Tensor) -> Tensor:
+        """ln Pr(codes | group) of codes (..., d): (..., G)."""
+        weights, bias = (odds.to(part.words.device) for odds in self._log_odds[part])
+        return self.quantizer.log_likelihood_given(codes, weights, bias)
 
     def code_values(self, release: Release) -> tuple[Tensor, Tensor] | None:
         """The decoded codes and every token's code word; None where that depends on the place."""
@@ -153,5 +158,4 @@ class SemanticDEL(PosteriorDecoder):
 
     def footprint(self) -> Footprint:
         """A group number a token and a word a group; neither embeddings nor a projection."""
-        parts = [part for part in (self.whole, self.ending) if part is not None]
-        return Footprint.of(*(tensor for part in parts for tensor in (part.groups, part.words)))
+        return Footprint.of(*(tensor for part in self._parts for tensor in (part.groups, part.words)))
