@@ -4,24 +4,22 @@ python benchmarks/_readme.py     writes them and the README's pictures; tests/te
                                  the leaderboards say: no number is typed by hand
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+
+from _cells import NAMES, NONE, RESULTS, ROOT, guarantee, show, trainings_table
+from _del_plus import del_plus, frontiers, plus_summary
 
 from del_lightning.report import anew, arrange, merge, nlu, pictures, prose, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.markdown import markdown_rows
-from del_lightning.report.schema import AttackedSetting, Estimate, Leaderboard, LeaderboardRow, NluLeaderboard, NluRow
+from del_lightning.report.schema import AttackedSetting, Leaderboard, LeaderboardRow, NluLeaderboard, NluRow
 from del_lightning.report.tables import ATTACKED_NOTE, attacked_rows
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 README, COMPLETE = ROOT / "README.md", RESULTS / "README.md"
 DEL_PLUS = ROOT / "docs" / "del_plus.md"
 PICTURES = ROOT / "docs" / "pictures"
 START, END = "<!-- results -->\n", "<!-- end of results -->"
-NAMES = {"wikitext2": "WikiText-2", "ptb": "PTB"}
-NONE = "–"
 DIFFERENCE = "NLL − DEL"
 SHORT = ("PPL, soft prompt", "R", DIFFERENCE, "ASR, nearest neighbour", "ASR, strongest attack", "bits a token")
 """Columns of the README's tables, besides the name and the guarantee."""
@@ -35,6 +33,7 @@ def section() -> str:
         for board in boards()
         for part in (_outcome(board), *_link(board, shown), _table(board, _quoted(board), short=True))
     ]
+    parts += plus_summary()
     if found := tasks():
         parts += [glue_outcome(found), glue_summary(found)]
     if parts:
@@ -68,33 +67,6 @@ def tasks() -> list[NluLeaderboard]:
     return merge.merged([NluLeaderboard.model_validate_json(path.read_text()) for path in paths])
 
 
-def del_plus() -> str:
-    """DEL+ beside DEL: over the trainings of each setting, then a line a method and run."""
-    paths = sorted(RESULTS.glob("del_plus/*/leaderboard.json"))
-    found = [Leaderboard.model_validate_json(path.read_text()) for path in paths]
-    lines = [
-        *_trained_anew(anew.groups(found)),
-        "",
-        "Every run:",
-        "",
-        "| data, mu, seed | front-end | R | COH | PPL | ASR, strongest attack | of content tokens | of last tokens | exact ε of a prompt |",  # noqa: E501
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for board in found:
-        where = f"{_where(board)}, {board.config['seed']}"
-        rows = (row for row in board.rows if row.soft_prompt)
-        lines += [f"| {where} | {' | '.join(_plus_cells(row, board.config['codebook']))} |" for row in rows]
-    return "\n".join(lines)
-
-
-def _trained_anew(groups: list[list[Leaderboard]]) -> list[str]:
-    return [
-        "| data, mu | front-end | seeds | R of the mean over trainings | of each training | minus DEL | ASR, strongest attack, each |",  # noqa: E501
-        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
-        *(f"| {' | '.join(cells)} |" for group in groups for cells in _trainings(group)),
-    ]
-
-
 def trained_anew() -> list[str]:
     """What methods retain over several trainings of everything, as far as the replication runs have them."""
     paths = sorted((RESULTS / "replication").glob("*/leaderboard.json"))
@@ -106,55 +78,13 @@ def trained_anew() -> list[str]:
         "**Trained anew.** Every part trained under each of several seeds (replication runs), methods calibrated each "
         "time. Brackets are 95% intervals over prompts, of the NLL averaged over trainings."
     )
-    return ["\n".join([head, "", *_trained_anew(several)])]
-
-
-def _where(board: Leaderboard) -> str:
-    mu = board.config["mechanism"]["mu"]
-    return NAMES.get(board.dataset, board.dataset) + (f", {mu:g}" if mu else "")
-
-
-def _trainings(group: list[Leaderboard]) -> Iterator[list[str]]:
-    """What each method retains over the trainings of one setting, a line a method."""
-    for one in anew.over_trainings(group):
-        yield [
-            _where(group[0]),
-            _plus_name(one.row, group[0].config["codebook"]),
-            ", ".join(map(str, one.seeds)),
-            _show(one.retained, ".3f"),
-            ", ".join(f"{value:.3f}" for value in one.each),
-            _show(one.gain, ".3f"),
-            ", ".join(f"{value:.1%}" for value in one.asr),
-        ]
-
-
-def _plus_name(row: LeaderboardRow, codebook: dict[str, Any]) -> str:
-    name = row.label.removesuffix(", given value")
-    if row.method != "del-plus":
-        return name
-    text = f"{name}, {codebook['frequent']} frequent, share {codebook['largest_share']:g}"
-    if last := codebook.get("last"):
-        text += f"; last {last}: {codebook['last_alone']} alone, share {codebook['last_share']:g}"
-    return text
-
-
-def _plus_cells(row: LeaderboardRow, codebook: dict[str, Any]) -> list[str]:
-    name = words.worst_name(row).partition(" (")[0]
-    return [
-        _plus_name(row, codebook),
-        _show(row.retained, ".3f"),
-        _show(row.coherence, ".3f"),
-        _show(row.perplexity, ".1f"),
-        f"{_show(words.worst_attack(row), '.1%')} {name}",
-        _show(words.most_recovered(row, "content top-1"), ".1%"),
-        _show(words.most_recovered(row, "last top-1"), ".1%"),
-        _guarantee(row),
-    ]
+    return ["\n".join([head, "", *trainings_table(several)])]
 
 
 def drawn() -> dict[Path, str]:
     """Where each picture lies, and the picture."""
     found = {PICTURES / f"{board.dataset}.svg": pictures.utility(board) for board in boards()}
+    found |= {PICTURES / f"del_plus_{dataset}.svg": picture for dataset, picture in frontiers()}
     return {path: picture for path, picture in found.items() if picture}
 
 
@@ -244,11 +174,11 @@ def _glue_cells(board: NluLeaderboard, way: str) -> list[str]:
     return [
         board.task,
         f"{nlu.framework(way)}, {nlu.VARIANTS[way]}",
-        _show(nlu.majority(board).over_seeds["accuracy"], ".3f"),
-        _show(clean and clean.over_seeds["accuracy"], ".3f"),
-        _show(clean and clean.over_seeds["auc"], ".3f"),
-        _show(mean and mean.over_seeds["auc"], ".3f"),
-        NONE if quoted is None else f"{_show(quoted.over_seeds['auc'], '.3f')} {quoted.label.removeprefix('DEL, ')}",
+        show(nlu.majority(board).over_seeds["accuracy"], ".3f"),
+        show(clean and clean.over_seeds["accuracy"], ".3f"),
+        show(clean and clean.over_seeds["auc"], ".3f"),
+        show(mean and mean.over_seeds["auc"], ".3f"),
+        NONE if quoted is None else f"{show(quoted.over_seeds['auc'], '.3f')} {quoted.label.removeprefix('DEL, ')}",
         f"{above} of {len(private)}",
     ]
 
@@ -275,15 +205,15 @@ def nlu_table(board: NluLeaderboard) -> str:
 
 def _nlu_cells(board: NluLeaderboard, ways: list[str], front: NluRow) -> list[str]:
     rows = [nlu.row_of(board, way, front.label) for way in ways]
-    figures = [_show(row and row.over_seeds[name], ".3f") for row in rows for name in nlu.figures(board)]
+    figures = [show(row and row.over_seeds[name], ".3f") for row in rows for name in nlu.figures(board)]
     nearest = next((rate for name, rate in front.asr.items() if words.is_nearest(name)), None)
     strongest = max(front.asr.values(), key=lambda rate: rate.value, default=None)
     epsilon = None if front.privacy is None else front.privacy.epsilon_sequence
     return [
         front.label,
         *figures,
-        _show(nearest, ".1%"),
-        _show(strongest, ".1%"),
+        show(nearest, ".1%"),
+        show(strongest, ".1%"),
         "none" if epsilon is None else f"{epsilon:,.0f}",
         f"{front.cost.bits_per_token:,.0f}",
     ]
@@ -328,16 +258,16 @@ def _columns(board: Leaderboard) -> dict[str, Callable[[Entry], str]]:
     privacy = next(entry.row.privacy for entry in arrange.tested(board) if entry.is_reference)
     return {
         "front-end": lambda entry: entry.row.label,
-        "PPL": lambda entry: _show(entry.plain and entry.plain.perplexity, ",.1f"),
-        "PPL, soft prompt": lambda entry: _show(entry.prompted and entry.prompted.perplexity, ",.1f"),
-        f"COH ({board.encoder})": lambda entry: _show(entry.plain and entry.plain.coherence, ".3f"),
-        "COH, soft prompt": lambda entry: _show(entry.prompted and entry.prompted.coherence, ".3f"),
-        "R": lambda entry: _show(entry.retained, ".3f"),
+        "PPL": lambda entry: show(entry.plain and entry.plain.perplexity, ",.1f"),
+        "PPL, soft prompt": lambda entry: show(entry.prompted and entry.prompted.perplexity, ",.1f"),
+        f"COH ({board.encoder})": lambda entry: show(entry.plain and entry.plain.coherence, ".3f"),
+        "COH, soft prompt": lambda entry: show(entry.prompted and entry.prompted.coherence, ".3f"),
+        "R": lambda entry: show(entry.retained, ".3f"),
         DIFFERENCE: _difference,
-        "ASR, nearest neighbour": lambda e: _show(words.attack_result(e.row, words.is_nearest), ".1%"),
+        "ASR, nearest neighbour": lambda e: show(words.attack_result(e.row, words.is_nearest), ".1%"),
         "ASR, strongest attack": lambda entry: _strongest(entry.row),
         "certified bound": lambda e: NONE if e.row.certified is None else f"{min(e.row.certified, 1.0):.1%}",
-        f"exact ε, {privacy.sequence_tokens} tokens, δ = {privacy.delta:g}": lambda entry: _guarantee(entry.row),
+        f"exact ε, {privacy.sequence_tokens} tokens, δ = {privacy.delta:g}": lambda entry: guarantee(entry.row),
         "bits a token": lambda entry: f"{entry.row.communication.bits_per_token:,.0f}",
     }
 
@@ -347,28 +277,12 @@ def _difference(entry: Entry) -> str:
     if difference is None or difference.nll is None:
         return NONE
     inside = "inside the noise: " if words.holds_zero(difference.nll) else ""
-    return inside + _show(difference.nll, "+.3f")
+    return inside + show(difference.nll, "+.3f")
 
 
 def _strongest(row: LeaderboardRow) -> str:
     name = words.worst_name(row).partition(" (")[0]
-    return _show(words.worst_attack(row), ".1%") + (f" {name}" if name else "")
-
-
-def _guarantee(row: LeaderboardRow) -> str:
-    """The exact epsilon of a prompt; methods with a guarantee of another kind show their own parameter."""
-    if parameter := words.parameter(row):
-        return f"{parameter}, see its caveat"
-    epsilon = row.privacy.epsilon_sequence
-    return "none" if epsilon is None else f"{epsilon:,.0f}"
-
-
-def _show(estimate: Estimate | None, style: str) -> str:
-    if estimate is None:
-        return NONE
-    if estimate.low is None or estimate.high is None:
-        return format(estimate.value, style)
-    return f"{estimate.value:{style}} [{estimate.low:{style}}, {estimate.high:{style}}]"
+    return show(words.worst_attack(row), ".1%") + (f" {name}" if name else "")
 
 
 def _put(page: Path, results: str) -> None:

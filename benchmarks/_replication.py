@@ -40,6 +40,22 @@ PLUS_AT = (
 )
 """Data, DEL's success, mu, kind, largest share of a group, last tokens with groups of their own, seeds."""
 
+
+def _plus(corpus: str, mu: float, share: float, last: int, seed: int) -> list[str]:
+    setting = [f"data={corpus}", f"seed={seed}", f"mechanism.mu={mu}"]
+    return [*PLUS, *setting, f"codebook.largest_share={share}", f"codebook.last={last}"]
+
+
+PARTS = {
+    "posterior": ["methods=[clean,mean,del,del-posterior]"],
+    "one-by-one": ["codebook.neighbours=false"],
+    "no-adapter": ["adapter.rank=0"],
+    "bounded": ["codebook.last=4", "codebook.last_alone=0", "codebook.last_share=0.25"],
+}
+"""What each part of DEL+ gives: without it, or it alone; and last tokens that nobody reads in full."""
+
+SUITE = "attack.suite=[nearest,nearest-l2,nearest-code,bayes,bigrams,language-model,input-inference,inverter]"
+
 JOBS: dict[str, list[str]] = {
     # Bits a coordinate, at one success of the nearest neighbour.
     **{f"bits-{bits}": [*PTB, "targets=[0.1]", f"mechanism.bits={bits}"] for bits in (1, 2, 4, 8)},
@@ -92,12 +108,16 @@ JOBS: dict[str, list[str]] = {
     # DEL+ beside DEL at one guarantee, everything trained anew under each seed. DEL is read at about the rate named;
     # DEL+ has its budget where it matters, or ("alike") the same groups at every place.
     **{
-        f"del_plus/{corpus}-asr{rate}{kind}-seed{seed}": [
-            *(*PLUS, f"data={corpus}", f"seed={seed}", f"mechanism.mu={mu}"),
-            *(f"codebook.largest_share={share}", f"codebook.last={last}"),
-        ]
+        f"del_plus/{corpus}-asr{rate}{kind}-seed{seed}": _plus(corpus, mu, share, last, seed)
         for corpus, rate, mu, kind, share, last, seeds in PLUS_AT
         for seed in range(seeds)
+    },
+    **{f"del_plus/ptb-asr0.2-{name}-seed0": [*_plus("ptb", 14, 0.01, 2, 0), *part] for name, part in PARTS.items()},
+    # Every attacker on the soft prompts of the first seed.
+    **{
+        f"del_plus/attacks/{corpus}-asr{rate}": [*_plus(corpus, mu, share, last, 0), "methods=[del,del-plus]", SUITE]
+        for corpus, rate, mu, kind, share, last, _ in PLUS_AT
+        if not kind
     },
     # Earlier searches.
     **{

@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from del_lightning.config import register_schemas
+from del_lightning.config.names import ATTACKS
 from del_lightning.data import Batch, Example, collate
 from del_lightning.llm import FrozenLLM
 from del_lightning.privacy import StochasticQuantizer
@@ -198,7 +199,13 @@ def test_replication_runs_are_settings_that_exist(benchmark: Callable[[str], Any
     assert {config.task for config in glue} == {"mrpc", "qqp", "sst2"}
     assert all(config.seeds == [0, 1, 2] for config in glue)
     assert {f"del@{bits}" for bits in (1, 2, 4, 8)} <= {front for config in glue for front in config.fronts}
-    assert all("del-plus" in config.methods for name, config in found.items() if name.startswith("del_plus/"))
+    plus = {name: config for name, config in found.items() if name.startswith("del_plus/")}
+    assert all({"del-plus", "del-posterior"} & set(config.methods) for config in plus.values())
+    usual = plus["del_plus/ptb-asr0.2-seed0"]
+    for name in ("posterior", "one-by-one", "no-adapter", "bounded"):
+        assert replace(plus[f"del_plus/ptb-asr0.2-{name}-seed0"], title=usual.title) != usual
+    whole = plus["del_plus/attacks/ptb-asr0.2"].attack.suite
+    assert set(whole) == set(ATTACKS)
     assert found["gemma-3-270m"].model.name == "gemma-3-270m"
     slugs = {slug_of(replication.title(name)) for name in found}
     assert len(slugs) == len(found)

@@ -1,33 +1,39 @@
-import runpy
+import importlib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from tests.report.factory import attacked, make_board, make_large_board
+from del_lightning.report.schema import Leaderboard
+from tests.report.factory import attacked, make_board, make_large_board, row
 from tests.report.test_nlu import board as nlu_board
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_readme_quotes_the_committed_results() -> None:
-    readme = runpy.run_path(str(ROOT / "benchmarks" / "_readme.py"))
-    section = readme["section"]()
+@pytest.fixture
+def readme(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("_readme")
+
+
+def test_readme_quotes_the_committed_results(readme: ModuleType) -> None:
+    section = readme.section()
     if not section:
         pytest.skip("no leaderboard is committed under benchmarks/results")
     assert section in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert (ROOT / "benchmarks" / "results" / "README.md").read_text(encoding="utf-8") == readme["page"]()
-    assert readme["del_plus"]() in (ROOT / "docs" / "del_plus.md").read_text(encoding="utf-8")
-    pictures = readme["drawn"]()
+    assert (ROOT / "benchmarks" / "results" / "README.md").read_text(encoding="utf-8") == readme.page()
+    assert readme.del_plus() in (ROOT / "docs" / "del_plus.md").read_text(encoding="utf-8")
+    pictures = readme.drawn()
     assert pictures
     for path, picture in pictures.items():
         assert path.read_text(encoding="utf-8") == picture
-        assert f"({path.relative_to(ROOT).as_posix()})" in section
+        assert f"({path.relative_to(ROOT).as_posix()})" in section or f"(pictures/{path.name})" in readme.del_plus()
 
 
-def test_tables_of_many_methods_keep_to_what_is_compared() -> None:
-    readme = runpy.run_path(str(ROOT / "benchmarks" / "_readme.py"))
+def test_tables_of_many_methods_keep_to_what_is_compared(readme: ModuleType) -> None:
     board = make_large_board()
-    table = readme["_table"](board, readme["_entries"](board), short=False)
+    table = readme._table(board, readme._entries(board), short=False)
     lines = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines() if line.startswith("| ")][2:]
     assert len(lines) == len(set(lines))
     assert [line for line in lines if line.startswith("DEL,")] == [
@@ -38,13 +44,12 @@ def test_tables_of_many_methods_keep_to_what_is_compared() -> None:
     assert "inside the noise: " in table
     assert "η\u00a0=\u00a0192, see its caveat" in table
     small = make_board()
-    assert "NLL − DEL" not in readme["_table"](small, readme["_entries"](small), short=False)  # nothing was compared
+    assert "NLL − DEL" not in readme._table(small, readme._entries(small), short=False)  # nothing was compared
 
 
-def test_readme_quotes_one_target() -> None:
-    readme = runpy.run_path(str(ROOT / "benchmarks" / "_readme.py"))
+def test_readme_quotes_one_target(readme: ModuleType) -> None:
     board = make_large_board()
-    lines = readme["_table"](board, readme["_quoted"](board), short=True).splitlines()
+    lines = readme._table(board, readme._quoted(board), short=True).splitlines()
     names = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")][2:]
     tested = [name for name in names if ", " in name]
     assert tested[0] == "DEL, ASR 0.1"
@@ -52,10 +57,9 @@ def test_readme_quotes_one_target() -> None:
     assert "COH" not in lines[2]
 
 
-def test_attack_table_keeps_to_calibrated_settings() -> None:
-    readme = runpy.run_path(str(ROOT / "benchmarks" / "_readme.py"))
+def test_attack_table_keeps_to_calibrated_settings(readme: ModuleType) -> None:
     board = make_board(attacked=[attacked("DEL, ASR 0.1", 0.1, 0.19, 0.26), attacked("DEL", 0.2, 0.3, None)])
-    table = readme["attack_table"](board)
+    table = readme.attack_table(board)
     assert [line.split(" | ")[0] for line in table.splitlines()][4:] == ["| DEL, ASR 0.1"]
     assert "+9.0 [+8.0,\u00a0+10.0]" in table
 
@@ -66,11 +70,13 @@ def test_committed_results_name_no_folder_of_a_machine() -> None:
         assert '"/' not in text, f"{path.name} holds an absolute path"
 
 
-def test_glue_has_its_sentence_and_tables_with_the_tasks_own_figure() -> None:
-    readme = runpy.run_path(str(ROOT / "benchmarks" / "_readme.py"))
+def test_glue_has_its_sentence_and_tables_with_the_tasks_own_figure(
+    readme: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     board = nlu_board()
-    readme["section"].__globals__.update(boards=list, tasks=lambda: [board])
-    section = readme["section"]()
+    for name, found in {"boards": [], "plus_summary": [], "tasks": [board]}.items():
+        monkeypatch.setattr(readme, name, lambda found=found: found)
+    section = readme.section()
     private = [row for row in board.rows if row.method in ("del", "gaussian-code", "metric-dp")]
     above = [r for r in private if min(r.over_seeds["auc"].low or 0, r.over_examples["auc"].low or 0) > 0.5]
     assert section.startswith("**GLUE.** Classifying text behind every front-end")
@@ -79,9 +85,47 @@ def test_glue_has_its_sentence_and_tables_with_the_tasks_own_figure() -> None:
     assert {line.count("|") for line in summary} == {9}
     assert len(summary) == 2 + len({row.variant for row in private})
     assert all(line.startswith("| mrpc | ") for line in summary[2:])
-    table = readme["nlu_table"](board)
+    table = readme.nlu_table(board)
     headings = next(line for line in table.splitlines() if line.startswith("| front-end"))
     for figure in ("Accuracy", "F1", "AUC"):
         assert f"End to end, soft prompt: {figure}" in headings
     rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in rows} == {headings.count("|")}
+
+
+def test_del_plus_is_quoted_where_it_was_trained_most_often(
+    readme: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("_del_plus")
+    boards = [plus_board(seed, last=2) for seed in (0, 1)] + [plus_board(0, last=0)]
+    monkeypatch.setattr(module, "plus_boards", lambda: boards)
+    outcome, table = readme.plus_summary()
+    assert "in 1 of 1 settings its R is above DEL's" in outcome
+    assert "2 trainings of every part" in outcome
+    (line,) = table.splitlines()[2:]
+    assert line.startswith("| PTB, 14 | 0.")
+    assert line.endswith("| 26.2% | 26.2% | – | – |")
+    monkeypatch.setattr(module, "plus_boards", list)
+    assert readme.plus_summary() == []
+
+
+def plus_board(seed: int, last: int) -> Leaderboard:
+    """Controls, DEL and DEL+ with the numbers of four prompts."""
+    nll = {"clean": 3.0, "mean": 5.0, "del": 4.9, "del-plus": 4.0}
+    rows = [
+        row(
+            0.1 if name.startswith("del") else name,
+            True,
+            method=name,
+            nll_by_prompt=[level + 0.01 * i for i in range(4)],
+        )
+        for name, level in nll.items()
+    ]
+    config = {
+        "seed": seed,
+        "mechanism": {"mu": 14},
+        "codebook": {"last": last, "last_alone": 512, "last_share": 0.2, "frequent": 128, "largest_share": 0.01},
+        "adapter": {"rank": 16},
+        "methods": list(nll),
+    }
+    return make_board(rows=rows, reference_tokens=[10, 10, 10, 10], config=config, dataset="ptb")

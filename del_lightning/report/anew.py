@@ -18,6 +18,9 @@ from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow
 SETTINGS = ("model", "data", "codec", "codebook", "mechanism", "prompt", "adapter", "attack", "evaluate", "targets")
 """Parts of a configuration that boards share which differ in their seed alone."""
 
+LAST = "last top-1"
+"""The measure of attacks that looks at the last private token of every prompt alone."""
+
 
 @dataclass(frozen=True)
 class Anew:
@@ -30,6 +33,7 @@ class Anew:
         each: R of every training.
         gain: R minus that of DEL in the same boards, paired over prompts; None for DEL itself and the controls.
         asr: Largest success of any attack, a training.
+        last: The same for the last token of each prompt, of the trainings where it was measured.
     """
 
     row: LeaderboardRow
@@ -38,6 +42,7 @@ class Anew:
     each: list[float]
     gain: Estimate | None
     asr: list[float]
+    last: list[float]
 
 
 def groups(boards: Sequence[Leaderboard]) -> list[list[Leaderboard]]:
@@ -69,6 +74,7 @@ def over_trainings(group: Sequence[Leaderboard]) -> list[Anew]:
             each=[found.value for board in rows if (found := board[which].retained) is not None],
             gain=_gain(nll, which, tokens),
             asr=[found.value for board in rows if (found := words.worst_attack(board[which])) is not None],
+            last=[found.value for board in rows if (found := words.most_recovered(board[which], LAST)) is not None],
         )
         for which in shared
         if not rows[0][which].is_control

@@ -5,10 +5,11 @@ The colours are the page's, read from its style sheet, so that a picture follows
 
 import html
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from del_lightning.report import arrange, drawing, plots
-from del_lightning.report.schema import Leaderboard
+from del_lightning.report.schema import Estimate, Leaderboard
 
 STYLE = Path(__file__).parent / "page.css"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -32,6 +33,29 @@ def utility(board: Leaderboard, name: str = "retained") -> str:
     titles = {method: title for method, title in arrange.method_names(board).items() if method in drawn}
     return _standalone(
         figure, _key(titles, drawing.styles(board)), _lines(titles) * LINE, f"{metric.title}, {board.dataset}"
+    )
+
+
+def frontier(dataset: str, series: Mapping[str, Sequence[tuple[Estimate, Estimate]]]) -> str:
+    """R against the worst attack over several boards of one data set as a standalone SVG file.
+
+    Args:
+        dataset: Its name.
+        series: What was run, DEL as ``del``'s title first -> (success, R) of each of its settings.
+
+    Returns:
+        The file's text; empty without points.
+    """
+    series = {title: points for title, points in series.items() if points}
+    if not series:
+        return ""
+    first, *others = series
+    found = drawing.styles_of([arrange.REFERENCE, *others])
+    looks = {first: found[arrange.REFERENCE], **{title: found[title] for title in others}}
+    titles = {title: title for title in series}
+    figure = plots.frontier("frontier", series, looks)
+    return _standalone(
+        figure, _key(titles, looks), _lines(titles) * LINE, f"{plots.RETAINED.title}, {dataset}, over mechanisms"
     )
 
 

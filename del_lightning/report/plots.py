@@ -7,7 +7,7 @@ so one key serves the page.
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,36 @@ def utility_curves(board: Leaderboard, name: str, shared: Shared | None = None) 
             _rings(axes, [point for point in curve if point[0].row.label in shared.ringed], shared.styles[method])
 
     return draw(shared.prefix + name, (5.4, 3.9), paint)
+
+
+def frontier(name: str, series: Mapping[str, Sequence[tuple[Estimate, Estimate]]], looks: Mapping[str, Style]) -> str:
+    """R against the worst-case success rate over several boards.
+
+    Args:
+        name: In front of every identifier of the figure.
+        series: What was run -> (success, R) of each of its settings.
+        looks: Style of each series.
+    """
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_axes((0.125, 0.15, 0.825, 0.76))
+        points = [point for found in series.values() for point in found]
+        success_axis(axes, "x", max(worst.high or worst.value for worst, _ in points))
+        axes.set_xlabel("worst-case attack success rate (square-root scale)")
+        axes.set_title(RETAINED.title, loc="left", x=LEFT)
+        axes.yaxis.set_major_formatter(FuncFormatter(plain))
+        axes.grid(axis="y")
+        _reference_line(axes, "mean embedding", 0.0)
+        for title, found in series.items():
+            style = looks[title]
+            for place, (worst, retained) in enumerate(found):
+                drawn = axes.errorbar(
+                    worst.value, retained.value, xerr=errors(worst), yerr=errors(retained), fmt=style.marker,
+                    color=style.colour, elinewidth=0.9, zorder=3,
+                )  # fmt: skip
+                _tag(drawn, style, place)
+
+    return draw(name, (5.4, 3.9), paint)
 
 
 def _utility_axis(axes: Axes, board: Leaderboard, metric: Metric, values: list[Estimate]) -> None:

@@ -1,7 +1,10 @@
 import re
 from xml.etree import ElementTree
 
+import pytest
+
 from del_lightning.report import arrange, pictures
+from del_lightning.report.schema import Estimate
 from tests.report.factory import make_large_board
 
 
@@ -37,3 +40,22 @@ def test_the_same_twice_and_nothing_without_points() -> None:
     for row in board.rows:
         row.retained = None
     assert pictures.utility(board) == ""
+
+
+def test_a_frontier_has_a_marker_a_setting_and_names_each_series() -> None:
+    def at(value: float) -> Estimate:
+        return Estimate(value=value, n=3, low=value - 0.01, high=value + 0.01)
+
+    points = {"DEL": [(at(0.2), at(0.02)), (at(0.4), at(0.05))], "DEL+": [(at(0.19), at(0.3))], "unused": []}
+    picture = pictures.frontier("PTB", points)
+    ElementTree.fromstring(picture)
+    assert [re.search(f">{name}</text>", picture) is not None for name in points] == [True, True, False]
+    bars = {name: len(re.findall(f'id="frontier-{name}-\\d+-0"', picture)) for name in ("m0", "m1", "m2")}
+    assert bars == {"m0": 2, "m1": 1, "m2": 0}
+    assert pictures.frontier("PTB", {"DEL": []}) == ""
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_frontier_of_few_points(rows: int) -> None:
+    whole = Estimate(value=0.0, n=1)
+    assert bool(pictures.frontier("PTB", {"DEL": [(whole, whole)] * rows})) is bool(rows)

@@ -1,0 +1,79 @@
+"""Cells and tables that the pages of results share; see `_readme.py` and `_del_plus.py`."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from del_lightning.methods.factory import NEEDS_PRIOR
+from del_lightning.report import anew, words
+from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+NAMES = {"wikitext2": "WikiText-2", "ptb": "PTB"}
+NONE = "–"
+
+
+def once(lines: Iterable[str]) -> list[str]:
+    """Equal lines once: boards share their controls, and DEL too."""
+    return list(dict.fromkeys(lines))
+
+
+def trainings_table(groups: list[list[Leaderboard]]) -> list[str]:
+    """What methods retain over the trainings of each group, as a table."""
+    return [
+        "| data, mu | front-end | seeds | R of the mean over trainings | of each training | minus DEL | ASR, strongest attack, each |",  # noqa: E501
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+        *once(f"| {' | '.join(cells)} |" for group in groups for cells in _trainings(group)),
+    ]
+
+
+def where(board: Leaderboard) -> str:
+    """Data set, and mu where it is given."""
+    mu = board.config["mechanism"]["mu"]
+    return NAMES.get(board.dataset, board.dataset) + (f", {mu:g}" if mu else "")
+
+
+def _trainings(group: list[Leaderboard]) -> Iterator[list[str]]:
+    """What each method retains over the trainings of one setting, a line a method."""
+    for one in anew.over_trainings(group):
+        yield [
+            where(group[0]),
+            plus_name(one.row, group[0].config),
+            ", ".join(map(str, one.seeds)),
+            show(one.retained, ".3f"),
+            ", ".join(f"{value:.3f}" for value in one.each),
+            show(one.gain, ".3f"),
+            ", ".join(f"{value:.1%}" for value in one.asr),
+        ]
+
+
+def plus_name(row: LeaderboardRow, config: dict[str, Any]) -> str:
+    """What was run, as far as it is not the usual one: groups, decoder, adapter."""
+    parts, codebook = [row.label.removesuffix(", given value")], config["codebook"]
+    if row.method == "del-plus":
+        parts.append(f"{codebook['frequent']} frequent, share {codebook['largest_share']:g}")
+        if last := codebook.get("last"):
+            parts.append(f"last {last}: {codebook['last_alone']} alone, share {codebook['last_share']:g}")
+    if row.method in NEEDS_PRIOR and not codebook.get("neighbours", True):
+        parts.append("decoded one by one")
+    if row.soft_prompt and not row.adapter_rank and "del-plus" in config["methods"]:
+        parts.append("no adapter")
+    return "; ".join(parts)
+
+
+def guarantee(row: LeaderboardRow) -> str:
+    """The exact epsilon of a prompt; methods with a guarantee of another kind show their own parameter."""
+    if parameter := words.parameter(row):
+        return f"{parameter}, see its caveat"
+    epsilon = row.privacy.epsilon_sequence
+    return "none" if epsilon is None else f"{epsilon:,.0f}"
+
+
+def show(estimate: Estimate | None, style: str) -> str:
+    """A number and its interval; a dash where nothing was measured."""
+    if estimate is None:
+        return NONE
+    if estimate.low is None or estimate.high is None:
+        return format(estimate.value, style)
+    return f"{estimate.value:{style}} [{estimate.low:{style}}, {estimate.high:{style}}]"
