@@ -11,6 +11,18 @@ from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow
 ALIKE, FINER = "DEL+, groups alike", "DEL+, finer groups at the end"
 """Series of the pictures beside DEL."""
 
+STEPS = (
+    ("ptb-asr0.2-seed0", "del", "DEL"),
+    ("ptb-asr0.2-posterior-seed0", "del-posterior", "DEL's codes, decoded to the posterior mean"),
+    ("ptb-asr0.2-alike-seed0", "del-plus", "the same behind a semantic codebook, groups alike"),
+    ("ptb-asr0.2-seed0", "del-plus", "**DEL+**: finer groups for the last two tokens"),
+    ("ptb-asr0.2-bounded-seed0", "del-plus", "finer groups for the last four, none of a single token"),
+    ("ptb-asr0.2-one-by-one-seed0", "del-plus", "DEL+, every position decoded by itself"),
+    ("ptb-asr0.2-no-adapter-seed0", "del", "DEL, soft prompts without an adapter"),
+    ("ptb-asr0.2-no-adapter-seed0", "del-plus", "DEL+, soft prompts without an adapter"),
+)
+"""What each part gives: run, method, words."""
+
 
 def del_plus() -> str:
     """DEL+ beside DEL: over the trainings of each setting, what every attacker reads, then a line a method and run."""
@@ -20,8 +32,9 @@ def del_plus() -> str:
             f"![R against the strongest attack, {NAMES.get(name, name)}](pictures/del_plus_{name}.svg)\n"
             for name, _ in frontiers()
         ),
-        *trainings_table(anew.groups(found)),
+        *trainings_table(anew.groups([board for board in found if _is_whole(board)])),
         "",
+        *_parts(),
         *_every_attacker(),
         "Every run:",
         "",
@@ -42,6 +55,25 @@ def plus_boards() -> list[Leaderboard]:
     paths = sorted(RESULTS.glob("del_plus/*/leaderboard.json"))
     found = [Leaderboard.model_validate_json(path.read_text()) for path in paths]
     return sorted(found, key=lambda board: (board.dataset, board.config["mechanism"]["mu"], -board.prompts))
+
+
+def _parts() -> list[str]:
+    """What each part of DEL+ gives, on PTB where DEL is read at .2, one training."""
+    lines = []
+    for name, method, text in STEPS:
+        path = RESULTS / "del_plus" / name / "leaderboard.json"
+        if path.exists():
+            board = Leaderboard.model_validate_json(path.read_text())
+            row = next(row for row in board.rows if row.soft_prompt and row.method == method)
+            lines.append(f"| {text} | {' | '.join(_figures(row))} |")
+    return [
+        "What each part gives, PTB at mu 14, one training; R without an adapter lies between controls without one:",
+        "",
+        "| front-end | R | COH | PPL | ASR, strongest attack | of content tokens | of last tokens |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *lines,
+        "",
+    ]
 
 
 def _every_attacker() -> list[str]:
@@ -102,16 +134,19 @@ def _range(values: list[float]) -> str:
 
 
 def _plus_cells(row: LeaderboardRow, config: dict[str, Any]) -> list[str]:
+    return [plus_name(row, config), *_figures(row), guarantee(row)]
+
+
+def _figures(row: LeaderboardRow) -> list[str]:
+    """Utility and what attackers read."""
     name = words.worst_name(row).partition(" (")[0]
     return [
-        plus_name(row, config),
         show(row.retained, ".3f"),
         show(row.coherence, ".3f"),
         show(row.perplexity, ".1f"),
         f"{show(words.worst_attack(row), '.1%')} {name}",
         show(words.most_recovered(row, "content top-1"), ".1%"),
         show(words.most_recovered(row, anew.LAST), ".1%"),
-        guarantee(row),
     ]
 
 

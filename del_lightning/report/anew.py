@@ -15,7 +15,10 @@ from del_lightning.metrics import bootstrap_ratio, information_retained
 from del_lightning.report import words
 from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow
 
-SETTINGS = ("model", "data", "codec", "codebook", "mechanism", "prompt", "adapter", "attack", "evaluate", "targets")
+SETTINGS = (
+    *("model", "data", "codec", "codebook", "mechanism", "prompt", "adapter", "attack", "evaluate"),
+    *("methods", "targets"),
+)
 """Parts of a configuration that boards share which differ in their seed alone."""
 
 LAST = "last top-1"

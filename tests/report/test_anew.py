@@ -12,7 +12,9 @@ TOKENS = [10, 30]
 MEAN, CLEAN = [4.0, 5.0], [3.0, 3.0]
 
 
-def board(seed: int, *, plus: list[float], ours: list[float], mu: float = 20, **changes: Any) -> Leaderboard:
+def board(
+    seed: int, *, plus: list[float], ours: list[float], mu: float = 20, methods: str = "all", **changes: Any
+) -> Leaderboard:
     """Controls, DEL and DEL+ with two prompts' NLL, all with a soft prompt."""
     rows = [
         row("clean", True, nll_by_prompt=CLEAN),
@@ -21,7 +23,7 @@ def board(seed: int, *, plus: list[float], ours: list[float], mu: float = 20, **
         row(0.1, True, nll_by_prompt=plus, method="del-plus", label="DEL+"),
         row(0.1, False, nll_by_prompt=[9.0, 9.0]),
     ]
-    config = {"seed": seed, "mechanism": {"mu": mu}}
+    config = {"seed": seed, "mechanism": {"mu": mu}, "methods": methods}
     return make_board(rows=rows, reference_tokens=TOKENS, config=config, **changes)
 
 
@@ -29,8 +31,9 @@ def test_boards_are_grouped_by_all_but_their_seed() -> None:
     equal = {"plus": MEAN, "ours": MEAN}
     boards = [board(2, **equal), board(0, **equal, mu=40), board(1, **equal), board(1, **equal, dataset="other")]
     boards.append(board(1, **equal))  # a seed counts once
+    boards.append(board(0, **equal, methods="some"))
     found = [[one.config["seed"] for one in group] for group in anew.groups(boards)]
-    assert sorted(found) == [[0], [1], [1, 2]]
+    assert sorted(found) == [[0], [0], [1], [1, 2]]
 
 
 def test_boards_without_numbers_of_each_prompt_are_left_out() -> None:
