@@ -29,6 +29,9 @@ CHUNK = 1 << 22
 FIGURES = ("accuracy", "f1", "matthews", "auc")
 """Share of right answers; harmonic mean of precision and recall of class 1; Matthews correlation; area under ROC."""
 
+RANGES = {name: (-1.0 if name == "matthews" else 0.0, 1.0) for name in FIGURES}
+"""What each figure can be; an interval ends there."""
+
 
 def binary_figures(scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """The figures of one run.
@@ -59,8 +62,15 @@ def _matthews(scores: Array, labels: NDArray[np.int_]) -> float:
     return float(weighted(scores, labels, np.ones((1, len(labels))))["matthews"][0])
 
 
-def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """Mean over seeds with Student's t interval; without an interval for a single seed.
+def over_seeds(
+    values: Sequence[float], confidence: float = 0.95, within: tuple[float, float] = (-np.inf, np.inf)
+) -> Estimate:
+    """Mean over seeds with Student's t interval, cut to what is possible; without an interval for a single seed.
+
+    Args:
+        values: One a seed.
+        confidence: In (0, 1).
+        within: Smallest and largest possible mean, see :data:`RANGES`.
 
     Example:
         >>> estimate = over_seeds([0.6, 0.7, 0.8])
@@ -74,7 +84,8 @@ def over_seeds(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     if count == 1:
         return Estimate(value=mean, n=1)
     half = float(student.ppf(1 - tail(confidence), count - 1) * array.std(ddof=1) / np.sqrt(count))
-    return Estimate(value=mean, n=count, low=mean - half, high=mean + half, interval="t")
+    low, high = max(mean - half, within[0]), min(mean + half, within[1])
+    return Estimate(value=mean, n=count, low=low, high=high, interval="t")
 
 
 def over_examples(

@@ -13,6 +13,7 @@ from typing import Any
 from del_lightning.config import NluConfig
 from del_lightning.errors import ArtifactError
 from del_lightning.metrics import binary_figures, over_examples, over_seeds
+from del_lightning.metrics.classification import RANGES
 from del_lightning.report.schema import NluLeaderboard, NluRow
 
 SAME_VALUE = 0.05
@@ -87,7 +88,9 @@ def _row(row: NluRow, others: Sequence[NluLeaderboard], labels: list[int]) -> Nl
         update={
             "seeds": len(scores),
             "scores": scores,
-            "over_seeds": {name: over_seeds([figure[name] for figure in figures]) for name in figures[0]},
+            "over_seeds": {
+                name: over_seeds([figure[name] for figure in figures], within=RANGES[name]) for name in figures[0]
+            },
             "over_examples": over_examples(scores, labels),
         }
     )

@@ -26,6 +26,7 @@ from del_lightning.errors import ConfigError
 from del_lightning.methods import Footprint, Method
 from del_lightning.methods.factory import NEEDS_CODEC, NEEDS_FREQUENCIES
 from del_lightning.metrics import binary_figures, over_examples, over_seeds
+from del_lightning.metrics.classification import RANGES
 from del_lightning.modules.adapter import check_peft
 from del_lightning.report.nlu import console_table
 from del_lightning.report.nlu_page import write_nlu_report
@@ -192,7 +193,7 @@ def _row(task: NluTask, variant: str, front: Front, artifacts: list[Artifact]) -
         matching=setting.matching,
         seeds=len(artifacts),
         steps=artifacts[0].result.details["steps"],
-        over_seeds={name: over_seeds([figure[name] for figure in figures]) for name in figures[0]},
+        over_seeds={name: over_seeds([figure[name] for figure in figures], within=RANGES[name]) for name in figures[0]},
         over_examples=over_examples(scores, labels),
         asr=attack.rates(front.view, setting) if sends else {},
         privacy=statement.columns() if sends else None,

@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import binary_matthews_corrcoef
 
 from del_lightning.errors import ConfigError
 from del_lightning.metrics import binary_figures, over_examples, over_seeds
-from del_lightning.metrics.classification import FIGURES, weighted
+from del_lightning.metrics.classification import FIGURES, RANGES, weighted
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 2, 60)
@@ -75,6 +75,8 @@ def test_interval_over_seeds_is_students() -> None:
     assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
     assert (found.value, found.n, found.interval) == (pytest.approx(0.64), 4, "t")
     assert over_seeds([0.5]).low is None
+    cut = over_seeds([0.7, 0.99], within=RANGES["auc"])
+    assert (cut.low, cut.high) == (0.0, 1.0)
 
 
 def test_bad_arguments_name_themselves() -> None:
