@@ -22,8 +22,8 @@ def once(lines: Iterable[str]) -> list[str]:
 def trainings_table(groups: list[list[Leaderboard]]) -> list[str]:
     """What methods retain over the trainings of each group, as a table."""
     return [
-        "| data, mu | front-end | seeds | R of the mean over trainings | of each training | minus DEL | ASR, strongest attack, each |",  # noqa: E501
-        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+        "| data, mu | front-end | seeds | R of the mean over trainings | of each training | minus DEL | COH, each | ASR, strongest attack, each |",  # noqa: E501
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
         *once(f"| {' | '.join(cells)} |" for group in groups for cells in _trainings(group)),
     ]
 
@@ -44,6 +44,7 @@ def _trainings(group: list[Leaderboard]) -> Iterator[list[str]]:
             show(one.retained, ".3f"),
             ", ".join(f"{value:.3f}" for value in one.each),
             show(one.gain, ".3f"),
+            ", ".join(f"{value:.3f}" for value in one.coherence),
             ", ".join(f"{value:.1%}" for value in one.asr),
         ]
 

@@ -50,9 +50,10 @@ PARTS = {
     "posterior": ["methods=[clean,mean,del,del-posterior]"],
     "one-by-one": ["codebook.neighbours=false"],
     "no-adapter": ["adapter.rank=0"],
+    "end-alone": ["codebook.frequent=0", "codebook.largest_share=0.0001"],
     "bounded": ["codebook.last=4", "codebook.last_alone=0", "codebook.last_share=0.25"],
 }
-"""What each part of DEL+ gives: without it, or it alone; and last tokens that nobody reads in full."""
+"""What each part of DEL+ gives: without it, or it alone; and last tokens that share their code words."""
 
 SUITE = "attack.suite=[nearest,nearest-l2,nearest-code,bayes,bigrams,language-model,input-inference,inverter]"
 

@@ -10,14 +10,14 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich import print as rprint
-from torch import Tensor
 
 from del_lightning.attacks import NearestNeighbour
 from del_lightning.data import Batch
-from del_lightning.methods import Method, Release
+from del_lightning.methods import Method
 from del_lightning.metrics import clopper_pearson
 from del_lightning.modules.prompt import PromptTuning
 from del_lightning.seeding import stream
+from del_lightning.split import SplitModel
 
 _print_once = rank_zero_only(rprint)
 
@@ -126,21 +126,21 @@ class AttackMonitor(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Invert a fresh release of this batch's private tokens."""
-        method = _method_of(pl_module)
-        if method is None or not at_step(trainer, batch_idx, self.every):
+        if not isinstance(pl_module, PromptTuning) or pl_module.split.method is None:
             return
-        truth = batch.input_ids[batch.private_mask]
+        if not at_step(trainer, batch_idx, self.every):
+            return
         name = ("attack-monitor", trainer.global_step, trainer.global_rank)
-        hits = self.hits(method, truth, stream(*name, device=truth.device))
-        rate = clopper_pearson(*sum_over_ranks(trainer, hits, truth.numel()))
+        hits = self.hits(pl_module.split, batch, stream(*name, device=batch.input_ids.device))
+        rate = clopper_pearson(*sum_over_ranks(trainer, hits, int(batch.private_mask.sum())))
         values = {"attack/nn_asr": rate.value, "attack/nn_asr_low": rate.low, "attack/nn_asr_high": rate.high}
         pl_module.log_dict(values, batch_size=len(batch.input_ids))  # type: ignore[arg-type]
 
-    def hits(self, method: Method, truth: Tensor, generator: torch.Generator) -> int:
-        """Tokens of ``truth`` (N,) that the attack reads from a fresh release."""
-        release: Release = method.release(truth[None], generator)
-        guess = self.attack(method, release, torch.tensor([truth.numel()]))[self.attack.name]
-        return int((guess[:, 0] == truth).sum())
+    def hits(self, split: SplitModel, batch: Batch, generator: torch.Generator) -> int:
+        """Private tokens of ``batch`` that the attack reads from a fresh release."""
+        assert split.method is not None
+        guess = self.attack(split.method, split.release(batch, generator), batch.private_mask.sum(1))[self.attack.name]
+        return int((guess[:, 0] == batch.input_ids[batch.private_mask]).sum())
 
 
 class History(L.Callback):

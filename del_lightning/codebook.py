@@ -13,11 +13,12 @@ that no release, however clear, says more than the group. They are built from pu
                         frequency) until nobody holds more than a given share of a group
 
 The last tokens of a prompt may have finer groups than the rest (:attr:`Codebook.ending`): a continuation depends on
-them far more than on any others, and a token's place is no secret.
+them far more than on any others, and a token's place is no secret. A token that is sent as one of the last and again
+as an inner one reveals both groups.
 
 That share bounds the posterior probability of every token of such a group under the unigram prior, and with it the
-success of the best guess at any single position. An attacker who reads the neighbours too can do better; attacks
-measure it.
+success of the best guess from such a group. The frequent tokens are outside the bound, and so are tokens with a group
+of their own. An attacker who reads the neighbours too can do better; attacks measure it.
 """
 
 import math

@@ -202,7 +202,7 @@ def test_replication_runs_are_settings_that_exist(benchmark: Callable[[str], Any
     plus = {name: config for name, config in found.items() if name.startswith("del_plus/")}
     assert all({"del-plus", "del-posterior"} & set(config.methods) for config in plus.values())
     usual = plus["del_plus/ptb-asr0.2-seed0"]
-    for name in ("posterior", "one-by-one", "no-adapter", "bounded"):
+    for name in ("posterior", "one-by-one", "no-adapter", "end-alone", "bounded"):
         assert replace(plus[f"del_plus/ptb-asr0.2-{name}-seed0"], title=usual.title) != usual
     whole = plus["del_plus/attacks/ptb-asr0.2"].attack.suite
     assert set(whole) == set(ATTACKS)

@@ -7,11 +7,12 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from torch import Tensor
 
 from del_lightning.callbacks import AttackMonitor, CommunicationMonitor, History, PrivacyMonitor
 from del_lightning.config import PromptConfig, TrainerConfig
 from del_lightning.llm import FrozenLLM
-from del_lightning.methods import Clean
+from del_lightning.methods import Clean, Release
 from del_lightning.modules import PromptTuning
 from del_lightning.privacy import BinomialAccountant
 from del_lightning.privacy.statement import PRIOR
@@ -110,6 +111,25 @@ def test_attack_reads_everything_of_clean_prompts_and_little_through_much_noise(
     for metric in ("cosine", "l2"):
         assert rate(clean_split(tiny_llm()), f"clean-{metric}", metric) == 1.0
         assert rate(split_for(tiny_llm(), mu=0.1), f"noise-{metric}", metric) < 0.3
+
+
+def test_a_release_that_depends_on_its_sequence_is_attacked_a_sequence_at_a_time(
+    tiny_llm: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, released = split_for(tiny_llm(), mu=1e6), []
+    assert split.method is not None
+    release = split.method.release
+
+    def recorded(ids: Tensor, generator: torch.Generator | None = None) -> Release:
+        released.append(ids.tolist())
+        return release(ids, generator)
+
+    monkeypatch.setattr(type(split.method), "per_sequence", True)
+    monkeypatch.setattr(split.method, "release", recorded)
+    batch = next(iter(data_for(split.llm).train_dataloader()))
+    hits = AttackMonitor(every=1).hits(split, batch, torch.Generator())
+    assert released == [[ids[mask].tolist()] for ids, mask in zip(batch.input_ids, batch.private_mask, strict=True)]
+    assert 0 < hits <= int(batch.private_mask.sum())
 
 
 def test_attack_does_not_disturb_training(tiny_llm: Factory, tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ class CodebookConfig:
     frequent: int = 128
     """So many of the most frequent tokens form one group: they tell little, and are easily guessed."""
     largest_share: float = 0.2
-    """Largest share of a token in any other group: bounds what a release without noise says about a token."""
+    """Largest share of a token among the occurrences of its group in public text, of all other groups: bounds the best
+    guess from a release without noise, for an attacker who knows nothing but how frequent tokens are."""
     topic_weight: float = 1.0
     """Weight of which texts a token occurs in against its embedding, where groups are merged."""
     last: int = 0

@@ -6,8 +6,9 @@ every training by itself.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -24,6 +25,9 @@ SETTINGS = (
 LAST = "last top-1"
 """The measure of attacks that looks at the last private token of every prompt alone."""
 
+MEASURES = ("content top-1", "content top-10", LAST)
+"""What a success over all tokens hides."""
+
 
 @dataclass(frozen=True)
 class Anew:
@@ -35,8 +39,9 @@ class Anew:
         retained: R of the NLL averaged over trainings, interval over prompts.
         each: R of every training.
         gain: R minus that of DEL in the same boards, paired over prompts; None for DEL itself and the controls.
+        coherence: COH of every training.
         asr: Largest success of any attack, a training.
-        last: The same for the last token of each prompt, of the trainings where it was measured.
+        read: The same for each of :data:`MEASURES`, of the trainings where it was measured.
     """
 
     row: LeaderboardRow
@@ -44,8 +49,9 @@ class Anew:
     retained: Estimate
     each: list[float]
     gain: Estimate | None
+    coherence: list[float]
     asr: list[float]
-    last: list[float]
+    read: dict[str, list[float]]
 
 
 def groups(boards: Sequence[Leaderboard]) -> list[list[Leaderboard]]:
@@ -76,12 +82,21 @@ def over_trainings(group: Sequence[Leaderboard]) -> list[Anew]:
             retained=information_retained(nll[_MEAN], nll[which], nll[_CLEAN], tokens),
             each=[found.value for board in rows if (found := board[which].retained) is not None],
             gain=_gain(nll, which, tokens),
-            asr=[found.value for board in rows if (found := words.worst_attack(board[which])) is not None],
-            last=[found.value for board in rows if (found := words.most_recovered(board[which], LAST)) is not None],
+            coherence=[board[which].coherence.value for board in rows],
+            asr=_values([board[which] for board in rows], words.worst_attack),
+            read={
+                measure: _values([board[which] for board in rows], partial(words.most_recovered, measure=measure))
+                for measure in MEASURES
+            },
         )
         for which in shared
         if not rows[0][which].is_control
     ]
+
+
+def _values(rows: Sequence[LeaderboardRow], of: Callable[[LeaderboardRow], Estimate | None]) -> list[float]:
+    """Of the rows that have one."""
+    return [found.value for row in rows if (found := of(row)) is not None]
 
 
 _Which = tuple[str, str | None, float | None]

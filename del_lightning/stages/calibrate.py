@@ -8,6 +8,7 @@ the same random numbers; one outlined curve a method serves all targets.
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich import print as rprint
 from rich.progress import Progress
@@ -17,6 +18,8 @@ from del_lightning.artifacts import Artifact, Outcome
 from del_lightning.attacks import Attack, BayesOptimal, NearestNeighbour, SuccessCurve, calibrate, outline
 from del_lightning.attacks.language_model import BigramPrior
 from del_lightning.config import AttackConfig
+from del_lightning.data.generation import evenly
+from del_lightning.errors import DataError
 from del_lightning.methods import Method
 from del_lightning.report.schema import MethodCalibration
 from del_lightning.seeding import stream
@@ -24,6 +27,9 @@ from del_lightning.stages.workspace import Workspace
 
 OUTLINE_SHARE = 4
 """The outline attacks one token in this many."""
+
+CONSECUTIVE = "bigrams"
+"""The calibrating attacker that reads text, not single tokens."""
 
 
 def calibrated(ws: Workspace) -> list[str]:
@@ -45,6 +51,8 @@ def ensure(ws: Workspace, name: str) -> Artifact:
         "data": ws.data.fingerprint,
         "seed": ws.config.seed,
     }
+    if CONSECUTIVE in config.worst_of:
+        determined_by["text"] = "consecutive"
     return ws.store.get("calibrate", determined_by, lambda folder: _build(ws, name, folder))
 
 
@@ -139,14 +147,31 @@ def _build(ws: Workspace, name: str, folder: Path) -> Outcome:
 
 
 def _rows(ws: Workspace) -> Tensor:
-    """Random private tokens of the validation split in rows (B, L) about as long as a prompt.
+    """Private tokens of the validation split in rows (B, L) about as long as a prompt; what fills no row is left out.
 
-    Some methods treat a sequence as one secret, so tokens are attacked in sequences; what fills no row is left out.
+    Some methods treat a sequence as one secret, so tokens are attacked in sequences. They are random tokens, of as many
+    texts as possible; an attacker who reads neighbours gets consecutive ones.
     """
     config = ws.config.attack
     length = min(ws.mean_prompt_tokens, config.tokens)
-    tokens = ws.data.private_tokens("validation", -(-config.tokens // length) * length, ws.config.seed)
-    return tokens.to(ws.device).reshape(-1, length)
+    count = -(-config.tokens // length)
+    if CONSECUTIVE in config.worst_of:
+        return _consecutive(ws, length, count).to(ws.device)
+    return ws.data.private_tokens("validation", count * length, ws.config.seed).to(ws.device).reshape(-1, length)
+
+
+def _consecutive(ws: Workspace, length: int, count: int) -> Tensor:
+    """At most ``count`` pieces of ``length`` tokens (B, L), evenly over the texts of the validation split.
+
+    Raises:
+        DataError: No text is that long.
+    """
+    texts = ws.data.tokens("validation").rows()
+    pieces = [text[: len(text) // length * length].reshape(-1, length) for text in texts if len(text) >= length]
+    if not pieces:
+        raise DataError(f"validation texts must hold one of {length} tokens for `attack.worst_of` to read, got none")
+    whole = np.concatenate(pieces)
+    return torch.from_numpy(whole[evenly(len(whole), count)]).long()
 
 
 @torch.inference_mode()

@@ -63,6 +63,9 @@ def run(ws: Workspace) -> None:
     found = [setting for setting in settings(ws) if setting.method == DEL.name]
     if not found:
         raise ConfigError(f"`methods` must hold {DEL.name!r} for stage=export, got {ws.config.methods}")
+    left_out = [name for name in ws.config.methods if name != DEL.name and ws.parameter(name) is not None]
+    if left_out:
+        rprint(f"not exported: {', '.join(left_out)} (only {DEL.name} has a client)")
     for setting in found:
         artifact = ensure(ws, setting)
         size = artifact.result.details["client_bytes"] / 1e6

@@ -56,23 +56,36 @@ def test_every_position_is_decoded_to_its_posterior_mean() -> None:
     torch.testing.assert_close(method.restore(release), token_posterior(method, release) @ TABLE)
 
 
-def test_neighbours_are_read_as_exactly_as_by_enumeration() -> None:
-    bigrams = Bigrams(TEXT, PRIOR)
-    method = semantic(bigrams=bigrams)
-    release = method.release(torch.tensor([[1, 3, 5, 0, 6]]), torch.Generator().manual_seed(2))
-    lengths = torch.tensor([3, 2])
-    restored = method.restore_sequences(release, lengths)[0]
-    likelihood, start, expected = method.log_likelihood(release)[0], 0, []
-    for length in lengths.tolist():
+def enumerated(method: SemanticDEL, release: Release, lengths: list[int], bigrams: Bigrams) -> Tensor:
+    """Posterior means (N, b) by the sum over all sequences of tokens."""
+    likelihood, start, found = method.log_likelihood(release)[0], 0, []
+    for length in lengths:
         total = torch.zeros(length, 7)
         for sequence in product(range(7), repeat=length):
             score = PRIOR[sequence[0]] + sum(likelihood[start + t, w] for t, w in enumerate(sequence))
             for before, after in pairwise(sequence):
                 score = score + bigrams.log_prob(torch.tensor([before]), torch.tensor([[after]]))[0, 0]
             total[torch.arange(length), list(sequence)] += score.exp()
-        expected.append(total / total.sum(1, keepdim=True) @ TABLE)
+        found.append(total / total.sum(1, keepdim=True) @ TABLE)
         start += length
-    torch.testing.assert_close(restored, torch.cat(expected), atol=1e-4, rtol=1e-4)
+    return torch.cat(found)
+
+
+def test_neighbours_are_read_as_exactly_as_by_enumeration() -> None:
+    bigrams = Bigrams(TEXT, PRIOR)
+    method = semantic(bigrams=bigrams)
+    release = method.release(torch.tensor([[1, 3, 5, 0, 6]]), torch.Generator().manual_seed(2))
+    restored = method.restore_sequences(release, torch.tensor([3, 2]))[0]
+    torch.testing.assert_close(restored, enumerated(method, release, [3, 2], bigrams), atol=1e-4, rtol=1e-4)
+
+
+def test_so_are_those_of_last_tokens_with_groups_of_their_own() -> None:
+    bigrams = Bigrams(TEXT, PRIOR)
+    method = two_codebooks(bigrams=bigrams)
+    noise = torch.Generator().manual_seed(2)
+    release = Release.concatenate([method.release(torch.tensor([ids]), noise) for ids in ([1, 3, 5], [0, 6], [2])])
+    restored = method.restore_sequences(release, torch.tensor([3, 2, 1]))[0]
+    torch.testing.assert_close(restored, enumerated(method, release, [3, 2, 1], bigrams), atol=1e-4, rtol=1e-4)
 
 
 def test_without_neighbours_both_decoders_agree() -> None:

@@ -54,6 +54,8 @@ def test_retained_is_of_the_mean_over_trainings_weighted_by_tokens() -> None:
     assert plus.gain is not None
     assert plus.gain.value == pytest.approx(12.5 / 70)
     assert plus.asr == [0.262, 0.262]
+    assert len(plus.coherence) == 2
+    assert set(plus.read) == set(anew.MEASURES)
 
 
 def test_without_controls_there_is_nothing_to_say() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from del_lightning.artifacts import read_result
 from del_lightning.config import (
@@ -198,6 +199,13 @@ def test_worst_case_may_mean_any_cheap_attack(finished: Path, model: Path, encod
     assert calibrate.ensure(workspace, "del").key != default
     assert found["nearest"][0].attacks == ["nearest neighbour (cosine)"]
     assert found["worst"][0].attacks == calibrate.worst_of(workspace.config.attack) == ["bigram prior"]
+    # An attacker who reads neighbours needs text, the others tokens of as many texts as possible.
+    text = workspace.data.tokens("validation").flat
+    windows = torch.from_numpy(text).unfold(0, workspace.mean_prompt_tokens, 1)
+    rows = calibrate._rows(workspace)
+    assert all(bool((windows == row).all(1).any()) for row in rows)
+    shuffled = calibrate._rows(Workspace(config))
+    assert not all(bool((windows == row).all(1).any()) for row in shuffled)
 
 
 def test_worst_case_of_the_nearest_neighbours_own_metric_is_itself() -> None:
