@@ -55,7 +55,9 @@ PARTS = {
 }
 """What each part of DEL+ gives: without it, or it alone; and last tokens that share their code words."""
 
-SUITE = "attack.suite=[nearest,nearest-l2,nearest-code,bayes,bigrams,language-model,input-inference,inverter]"
+SUITE = (
+    "attack.suite=[nearest,nearest-l2,nearest-code,bayes,bigrams,language-model,server-model,input-inference,inverter]"
+)
 
 JOBS: dict[str, list[str]] = {
     # Bits a coordinate, at one success of the nearest neighbour.

@@ -42,6 +42,7 @@ ATTACKS = (
     "bayes",
     "bigrams",
     "language-model",
+    "server-model",
     "input-inference",
     "inverter",
 )

@@ -8,7 +8,7 @@ who attacks:
   release and of public data, in which the test prompts do not occur. Over all tokens attacked, the token at a random
   place has the very distribution of their counts, so kappa is the largest share of one token among them
   (:func:`largest_share`). No assumption on language is needed, and the attacker's prior may be as good as it likes.
-* **With context** (language-model prior, input inference, trained inverter): the guess uses the releases of the other
+* **With context** (language models, input inference, trained inverter): the guess uses the releases of the other
   tokens as well. They may tell as much as the other tokens themselves, so kappa_t is the largest probability of a token
   there given all others, and the bound is the mean of attack_bound(kappa_t). It needs a model of language, and holds
   for text that follows that model; the bound of the first kind says nothing about these attackers, who may pass it.

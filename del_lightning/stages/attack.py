@@ -32,7 +32,7 @@ GUESSES_KEPT = 10
 
 def ensure(ws: Workspace, setting: Setting) -> list[Artifact]:
     """Return the attacks on a setting's releases, one artefact an attacker, running those that were not."""
-    return [_ensure_one(ws, setting, attacker) for attacker in attackers(ws, setting.method)]
+    return [_ensure_one(ws, setting, attacker) for attacker in attackers(ws, setting)]
 
 
 def _ensure_one(ws: Workspace, setting: Setting, attacker: Attacker) -> Artifact:

@@ -14,6 +14,8 @@ from del_lightning.attacks import Attack, BayesOptimal, NearestNeighbour
 from del_lightning.attacks.input_inference import CausalPredictor, InputInference, MaskedPredictor
 from del_lightning.attacks.inverter import Inverter, TrainedInverter
 from del_lightning.attacks.language_model import BigramPrior, LanguageModelPrior, tune
+from del_lightning.attacks.server_model import ServerModel
+from del_lightning.attacks.server_model import tune as tune_share
 from del_lightning.methods.factory import NEEDS_CODEC
 from del_lightning.modules import InverterTraining
 from del_lightning.seeding import stream_seed
@@ -53,12 +55,13 @@ class Attacker:
         return {"name": self.name, **self.settings}
 
 
-def attackers(ws: Workspace, method: str) -> list[Attacker]:
-    """The attackers of this configuration that a method gives something to work on, in its order."""
-    return [_attacker(ws, name) for name in ws.config.attack.suite if name != "nearest-code" or method in NEEDS_CODEC]
+def attackers(ws: Workspace, setting: Setting) -> list[Attacker]:
+    """The attackers of this configuration that a setting gives something to work on, in its order."""
+    names = [name for name in ws.config.attack.suite if name != "nearest-code" or setting.method in NEEDS_CODEC]
+    return [_attacker(ws, name, setting) for name in names]
 
 
-def _attacker(ws: Workspace, name: str) -> Attacker:
+def _attacker(ws: Workspace, name: str, setting: Setting) -> Attacker:
     config = ws.config.attack
 
     def simple(settings: dict[str, Any], make: Callable[[], Attack]) -> Attacker:
@@ -71,6 +74,7 @@ def _attacker(ws: Workspace, name: str) -> Attacker:
         "bayes": lambda: simple({"prior": "training split"}, lambda: BayesOptimal(ws.prior, config.chunk)),
         "bigrams": lambda: Attacker(name, config.prompts, False, {"prior": "training split"}, partial(_bigrams, ws)),
         "language-model": lambda: _language_model(ws),
+        "server-model": lambda: _server_model(ws, setting),
         "input-inference": lambda: _input_inference(ws),
         "inverter": lambda: _inverter(ws),
     }
@@ -92,6 +96,28 @@ def _language_model(ws: Workspace) -> Attacker:
     # Whatever the server trained for clean prompts is the attacker's too.
     around = partial(prompt_stage.adapted, ws, prompt)
     return Attacker("language-model", config.prompts, False, settings, make, around=around)
+
+
+def _server_model(ws: Workspace, setting: Setting) -> Attacker:
+    """The server of this very setting: its soft prompt and adapter, where it trains them, on what it decodes."""
+    config = ws.config.attack
+    prompt = prompt_stage.ensure(ws, setting) if setting in prompt_stage.prompted(ws) else None
+    settings = {
+        "tuning_prompts": config.tuning_prompts,
+        "tuning_seed": ws.config.seed,
+        "soft_prompt": None if prompt is None else prompt.key,
+    }
+
+    def make(setting: Setting, folder: Path) -> Attack:
+        soft_prompt = None if prompt is None else prompt_stage.load(ws, setting)
+        prefix = ws.data.prompts()[0].prefix_ids
+        attack = ServerModel(ws.llm, ws.prior, ws.bigrams, prefix_ids=prefix, soft_prompt=soft_prompt)
+        sequences = ws.data.private_sequences("validation", config.tuning_prompts)
+        write_json(folder / TUNING, tune_share(attack, build_method(ws, setting), sequences, ws.config.seed))
+        return attack
+
+    around = partial(prompt_stage.adapted, ws, prompt)
+    return Attacker("server-model", config.prompts, False, settings, make, around=around)
 
 
 def _input_inference(ws: Workspace) -> Attacker:
