@@ -101,6 +101,7 @@ class Method(nn.Module, ABC):
         stochastic: Whether two releases of the same tokens may differ.
         per_sequence: Whether a token's release depends on the others of its sequence, or on its place in it. Then every
             row of :meth:`release` must be one sequence, and nothing but it.
+        last: So many tokens at the end of a sequence are released in a way of their own.
         parameter: Attribute that holds the privacy parameter ("mu", "eta" or "epsilon"); None for controls.
         parameter_range: Where calibration searches for it; a larger value is never more private.
         embedding_table: Clean input embeddings (V, b), float32; public knowledge.
@@ -109,6 +110,7 @@ class Method(nn.Module, ABC):
     name: str
     stochastic: bool = False
     per_sequence: ClassVar[bool] = False
+    last: int = 0
     parameter: ClassVar[str | None] = None
     parameter_range: ClassVar[tuple[float, float]] = (0.1, 1000.0)
     embedding_table: Tensor

@@ -2,7 +2,7 @@
 
 from del_lightning.metrics.agreement import NextTokenAgreement
 from del_lightning.metrics.attack import AttackSuccessRate
-from del_lightning.metrics.certified import certified_recovery, check_certified, largest_share
+from del_lightning.metrics.certified import certified_alone, certified_recovery, check_certified, largest_share
 from del_lightning.metrics.classification import binary_figures, differences, over_examples, over_seeds
 from del_lightning.metrics.coherence import Coherence, SentenceEncoder
 from del_lightning.metrics.communication import PayloadBits
@@ -28,6 +28,7 @@ __all__ = [
     "binary_figures",
     "bootstrap_mean",
     "bootstrap_ratio",
+    "certified_alone",
     "certified_recovery",
     "check_certified",
     "clopper_pearson",

@@ -8,6 +8,8 @@ who attacks:
   release and of public data, in which the test prompts do not occur. Over all tokens attacked, the token at a random
   place has the very distribution of their counts, so kappa is the largest share of one token among them
   (:func:`largest_share`). No assumption on language is needed, and the attacker's prior may be as good as it likes.
+  Where the last places of a sequence are released in a way of their own, the guess knows which of the two kinds a place
+  is of; then kappa is that of each kind, and the bound their mean over the tokens (:func:`certified_alone`).
 * **With context** (language models, input inference, trained inverter): the guess uses the releases of the other
   tokens as well. They may tell as much as the other tokens themselves, so kappa_t is the largest probability of a token
   there given all others, and the bound is the mean of attack_bound(kappa_t). It needs a model of language, and holds
@@ -60,6 +62,24 @@ def certified_recovery(method: Method, kappa: float | Tensor) -> float | None:
     if len(known) < len(limits):
         return None
     return float((torch.tensor(known, dtype=torch.float64) * counts).sum() / counts.sum())
+
+
+def certified_alone(method: Method, tokens: Tensor, lengths: Tensor) -> float | None:
+    """Bound on the share that attackers of one position at a time name, whatever they know besides the releases.
+
+    Args:
+        method: The front-end.
+        tokens: (N,) ids under attack, of S sequences one after the other.
+        lengths: (S,) tokens of each; they sum to N.
+    """
+    if not method.last:
+        return certified_recovery(method, largest_share(tokens))
+    from_end = torch.cat([torch.arange(length - 1, -1, -1) for length in lengths.tolist()])
+    kappa = torch.zeros(len(tokens))
+    for kind in (from_end < method.last, from_end >= method.last):
+        if bool(kind.any()):
+            kappa[kind] = largest_share(tokens[kind.to(tokens.device)])
+    return certified_recovery(method, kappa)
 
 
 def check_certified(attack: str, measured: Estimate, bound: float | None) -> None:

@@ -16,7 +16,7 @@ from del_lightning.artifacts import Artifact, Outcome, write_json
 from del_lightning.attacks import BayesOptimal
 from del_lightning.attacks.language_model import MARGINALS, BigramPrior
 from del_lightning.methods import Method, Release
-from del_lightning.metrics import certified_recovery, check_certified, largest_share, paired_difference, worst_case
+from del_lightning.metrics import certified_alone, check_certified, paired_difference, worst_case
 from del_lightning.metrics import recovery as recovery_of
 from del_lightning.report.schema import AttackCurve, AttackDifference, AttackedSetting, CurvePoint, Estimate
 from del_lightning.seeding import stream
@@ -101,8 +101,9 @@ def curves(ws: Workspace) -> list[AttackCurve]:
 
 def certified(ws: Workspace, method: Method) -> float | None:
     """Bound on the share that attackers of single positions read of the test prompts, whatever they know besides."""
-    tokens = torch.tensor([token for prompt in ws.data.prompts() for token in prompt.private_ids])
-    return certified_recovery(method, largest_share(tokens))
+    prompts = [prompt.private_ids for prompt in ws.data.prompts()]
+    tokens = torch.tensor([token for ids in prompts for token in ids])
+    return certified_alone(method, tokens, torch.tensor([len(ids) for ids in prompts]))
 
 
 def attacked(ws: Workspace, setting: Setting) -> AttackedSetting:
@@ -165,7 +166,7 @@ def _build(ws: Workspace, setting: Setting, attacker: Attacker, folder: Path) ->
         metrics |= {f"{name}/{measure}": estimate for measure, estimate in measured.items()}
     first = {name: guess[:, 0].tolist() for name, guess in guesses.items()}
     write_json(folder / GUESSES, {"lengths": lengths.tolist(), "truth": truth.tolist(), "guesses": first})
-    bound = certified_recovery(method, largest_share(truth)) if attacker.single else None
+    bound = certified_alone(method, truth, lengths) if attacker.single else None
     for name in guesses:
         check_certified(f"{name} on {setting.label}", metrics[f"{name}/top-1"], bound)
     return Outcome(metrics=metrics, details={"setting": asdict(setting)})

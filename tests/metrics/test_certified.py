@@ -5,7 +5,13 @@ from del_lightning.attacks import BayesOptimal, log_prior
 from del_lightning.codec import pca_codec
 from del_lightning.errors import CertificateError, ConfigError
 from del_lightning.methods import DEL, Clean, MeanEmbedding, Method
-from del_lightning.metrics import certified_recovery, check_certified, clopper_pearson, largest_share
+from del_lightning.metrics import (
+    certified_alone,
+    certified_recovery,
+    check_certified,
+    clopper_pearson,
+    largest_share,
+)
 from del_lightning.metrics.attack import recovered
 
 
@@ -69,6 +75,16 @@ def test_bounds_of_many_contexts_are_averaged_and_rounded_up() -> None:
     shifted = certified_recovery(method, kappa - 0.0049)
     assert shifted == pytest.approx(averaged)
     assert certified_recovery(method, kappa - 0.0051) < averaged
+
+
+def test_places_that_are_released_otherwise_have_a_kappa_of_their_own() -> None:
+    tokens, lengths = torch.tensor([3, 1, 3, 2, 7, 7]), torch.tensor([4, 1, 1])
+    method = MeanEmbedding(torch.eye(8))  # names the commonest token: its bound is kappa itself
+    assert certified_alone(method, tokens, lengths) == largest_share(tokens) == 2 / 6
+    method.last = 1  # of 3 1 3 | 2 7 7 the attacker knows the half: 2 of 3 each
+    assert certified_alone(method, tokens, lengths) == pytest.approx(2 / 3, abs=1 / 200)
+    method.last = 9
+    assert certified_alone(method, tokens, lengths) == pytest.approx(2 / 6, abs=1 / 200)
 
 
 @pytest.mark.parametrize("kappa", [0.0, 1.1, torch.tensor([0.5, 0.0]), torch.empty(0), float("nan")])
