@@ -102,10 +102,9 @@ def finding(anchor: str, *boards: Leaderboard | TransferBoard) -> Any:
 # --- the pages --------------------------------------------------------------------------------------------------------
 
 
-def test_committed_results_make_a_site_whose_links_all_lead_somewhere(tmp_path: Path) -> None:
-    found = load([RESULTS])
+def test_committed_results_make_a_site_whose_links_all_lead_somewhere(committed_site: Path) -> None:
+    found, home = load([RESULTS]), committed_site
     assert found.runs
-    home = write_site(tmp_path / "site", found.runs)
     pages = {path: Links(path) for path in home.parent.rglob("*.html")}
     assert len(pages) == 2 + len(found.runs)
     for page, parsed in pages.items():
@@ -120,12 +119,12 @@ def test_committed_results_make_a_site_whose_links_all_lead_somewhere(tmp_path: 
     assert {link for link in pages[home].links if link.startswith("runs/")} == {run.page for run in found.runs}
 
 
-def test_pages_load_nothing_and_name_no_machine(tmp_path: Path) -> None:
-    for page in write_site(tmp_path / "site", load([RESULTS]).runs).parent.rglob("*.html"):
+def test_pages_load_nothing_and_name_no_machine(committed_site: Path) -> None:
+    for page in committed_site.parent.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert "default-src 'none'" in text
         assert not re.search(r"(src|href|action)=\"(https?:)?//", text)
-        assert str(tmp_path) not in text
+        assert str(committed_site.parent) not in text
 
 
 def test_a_second_site_has_the_same_bytes_and_replaces_the_first(tmp_path: Path) -> None:
@@ -206,14 +205,15 @@ def test_bad_places_are_refused_before_a_page_is_written(tmp_path: Path) -> None
 
 
 def test_the_stage_writes_a_site_and_needs_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = store(tmp_path / "results", make_board())
     config = Config(
-        stage=StageConfig(name="report"), out=str(tmp_path / "out"), report=ReportConfig(results=[str(RESULTS)])
+        stage=StageConfig(name="report"), out=str(tmp_path / "out"), report=ReportConfig(results=[str(results)])
     )
     workspace = Workspace(config)
     workspace.check()
     page = report.run(workspace)
     assert page == tmp_path / "out" / "site" / "index.html"
-    assert f"site of {len(load([RESULTS]).runs)} runs" in capsys.readouterr().out
+    assert "site of 1 run" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"`report.results` must be null unless stage=report"):
         Workspace(Config(stage=StageConfig(name="pipeline"), report=ReportConfig(results=["x"]))).check()
     with pytest.raises(ConfigError, match=r"`report.results` must be a non-empty list"):
