@@ -56,8 +56,10 @@ PARTS = {
 """What each part of DEL+ gives: without it, or it alone; and last tokens that share their code words."""
 
 SUITE = (
-    "attack.suite=[nearest,nearest-l2,nearest-code,bayes,bigrams,language-model,server-model,input-inference,inverter]"
+    "attack.suite=[nearest,nearest-l2,nearest-code,bayes,bigrams,language-model,server-model,input-inference,inverter]",
+    "attack.tuning_prompts=64",
 )
+"""Every attacker, and enough validation prompts for those that tune how far they trust a language model."""
 
 JOBS: dict[str, list[str]] = {
     # Bits a coordinate, at one success of the nearest neighbour.
@@ -118,7 +120,7 @@ JOBS: dict[str, list[str]] = {
     **{f"del_plus/ptb-asr0.2-{name}-seed0": [*_plus("ptb", 14, 0.01, 2, 0), *part] for name, part in PARTS.items()},
     # Every attacker on the soft prompts of the first seed.
     **{
-        f"del_plus/attacks/{corpus}-asr{rate}": [*_plus(corpus, mu, share, last, 0), "methods=[del,del-plus]", SUITE]
+        f"del_plus/attacks/{corpus}-asr{rate}": [*_plus(corpus, mu, share, last, 0), "methods=[del,del-plus]", *SUITE]
         for corpus, rate, mu, kind, share, last, _ in PLUS_AT
         if not kind
     },
