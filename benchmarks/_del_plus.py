@@ -35,7 +35,7 @@ def del_plus() -> str:
     lines = [
         *(
             f"![R against the strongest attack, {NAMES.get(name, name)}](pictures/del_plus_{name}.svg)\n"
-            for name, _ in frontiers()
+            for name in _datasets(compared)
         ),
         *trainings_table(anew.groups(compared)),
         "",
@@ -43,26 +43,27 @@ def del_plus() -> str:
         *_every_attacker(),
         "Every run:",
         "",
-        "| data, mu, seed | front-end | R | COH | PPL | ASR, strongest attack | of content tokens | those, ten guesses | of last tokens | exact ε of a prompt |",  # noqa: E501
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *_runs(compared),
         "",
         "Earlier searches, fewer prompts:",
         "",
-        "| data, mu, seed | front-end | R | COH | PPL | ASR, strongest attack | of content tokens | those, ten guesses | of last tokens | exact ε of a prompt |",  # noqa: E501
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *_runs(plus_boards(SEARCHES)),
     ]
     return "\n".join(lines)
 
 
 def _runs(boards: list[Leaderboard]) -> list[str]:
-    return once(
-        f"| {where(board)}, {board.config['seed']} | {' | '.join(_plus_cells(row, board.config))} |"
-        for board in boards
-        for row in board.rows
-        if row.soft_prompt
-    )
+    """A line a method and board."""
+    return [
+        "| data, mu, seed | front-end | R | COH | PPL | ASR, strongest attack | of content tokens | those, ten guesses | of last tokens | exact ε of a prompt |",  # noqa: E501
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *once(
+            f"| {where(board)}, {board.config['seed']} | {' | '.join(_plus_cells(row, board.config))} |"
+            for board in boards
+            for row in board.rows
+            if row.soft_prompt
+        ),
+    ]
 
 
 def plus_boards(names: str) -> list[Leaderboard]:
@@ -175,7 +176,7 @@ def _figures(row: LeaderboardRow) -> list[str]:
 def frontiers() -> Iterator[tuple[str, str]]:
     """R against the worst attack of DEL and DEL+, a picture a data set."""
     found = plus_boards(COMPARED)
-    for dataset in sorted({board.dataset for board in found}):
+    for dataset in _datasets(found):
         series: dict[str, dict[Any, tuple[Estimate, Estimate]]] = {"DEL": {}, ALIKE: {}, FINER: {}}
         # DEL of the same mu stands in several groups: that of most trainings is drawn.
         for group in sorted(anew.groups([board for board in found if board.dataset == dataset]), key=len):
@@ -185,6 +186,10 @@ def frontiers() -> Iterator[tuple[str, str]]:
                 series[title][group[0].config["mechanism"]["mu"]] = (_over(one), one.retained)
         name = NAMES.get(dataset, dataset)
         yield dataset, pictures.frontier(name, {title: list(points.values()) for title, points in series.items()})
+
+
+def _datasets(boards: list[Leaderboard]) -> list[str]:
+    return sorted({board.dataset for board in boards})
 
 
 def _over(one: anew.Anew) -> Estimate:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from del_lightning.report import arrange
+from del_lightning.report.anew import LAST
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import (
     Calibration,
@@ -385,7 +386,7 @@ def _targets(calibrations: list[tuple[str, Calibration]]) -> str:
 def _last_token_warning(board: Leaderboard) -> Iterator[str]:
     """Success is a mean over tokens, and hides methods that give some places away."""
     for entry in arrange.tested(board):
-        worst, last = worst_attack(entry.row), most_recovered(entry.row, "last top-1")
+        worst, last = worst_attack(entry.row), most_recovered(entry.row, LAST)
         if worst and last and last.low is not None and worst.high is not None and last.low > worst.high:
             yield (
                 f"Success is a mean over tokens, which hides the places that {entry.row.label} gives away: of the last "
