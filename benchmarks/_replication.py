@@ -30,15 +30,20 @@ SEARCH = [*PLUS, "unprompted=true", "data.max_prompts=64", "mechanism.mu=20", "c
 
 PLUS_AT = (
     ("ptb", 0.2, 14, "", 0.01, 2, 3),
+    ("ptb", 0.3, 24, "", 0.03, 2, 3),
     ("ptb", 0.4, 44, "", 0.12, 2, 3),
     ("wikitext2", 0.2, 12, "", 0.03, 2, 3),
+    ("wikitext2", 0.3, 20, "", 0.07, 2, 3),
     ("wikitext2", 0.4, 34, "", 0.17, 2, 3),
     ("ptb", 0.2, 14, "-alike", 0.04, 0, 1),
     ("ptb", 0.4, 44, "-alike", 0.3, 0, 1),
     ("wikitext2", 0.2, 12, "-alike", 0.04, 0, 1),
     ("wikitext2", 0.4, 34, "-alike", 0.3, 0, 1),
 )
-"""Data, DEL's success, mu, kind, largest share of a group, last tokens with groups of their own, seeds."""
+"""Data, DEL's success, mu, kind, largest share of a group, last tokens with groups of their own, seeds.
+
+The two at .3 lie midway between their neighbours (mu and share, on log scales) and were fixed before they were run.
+"""
 
 
 def _plus(corpus: str, mu: float, share: float, last: int, seed: int) -> list[str]:
