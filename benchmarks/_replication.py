@@ -24,7 +24,7 @@ PTB = ["experiment=leaderboard/ptb", *SMALL, "matching=[nearest]"]
 
 CNN = ["experiment=leaderboard/ptb", "data=cnn_dailymail", "data.prompt_words=50", "data.min_words=120"]
 
-PLUS = ["experiment=del_plus", "attack.suite=[nearest,bayes,bigrams,language-model]"]
+PLUS = ["experiment=del_plus", "attack.tuning_prompts=16"]
 
 SEARCH = [*PLUS, "unprompted=true", "data.max_prompts=64", "mechanism.mu=20", "codebook.last=0"]
 
@@ -123,6 +123,15 @@ JOBS: dict[str, list[str]] = {
         for seed in range(seeds)
     },
     **{f"del_plus/ptb-asr0.2-{name}-seed0": [*_plus("ptb", 14, 0.01, 2, 0), *part] for name, part in PARTS.items()},
+    # The same trained parts on prompts and noise that nothing was chosen on.
+    **{
+        f"del_plus/anew/{corpus}-asr{rate}": [
+            *_plus(corpus, mu, share, last, 0),
+            *("data.first_prompt=2", "evaluate.seeds=[1]", "attack.tuning_prompts=64"),
+        ]
+        for corpus, rate, mu, kind, share, last, _ in PLUS_AT
+        if not kind
+    },
     # Every attacker on the soft prompts of the first seed.
     **{
         f"del_plus/attacks/{corpus}-asr{rate}": [*_plus(corpus, mu, share, last, 0), "methods=[del,del-plus]", *SUITE]

@@ -82,16 +82,20 @@ class Codebook:
                 book = replace(book, ending=ending, last=int(state["last"]))
         except (OSError, SafetensorError, KeyError) as error:
             raise ArtifactError(f"{path} must be a codebook's safetensors file: {error}") from None
-        for one in (book, book.ending):
-            if one is not None and not one._fits():
-                raise ArtifactError(
-                    f"{path} must hold a group of every token and a word of every group, got other numbers"
-                )
+        if not all(one is None or one._fits(book) for one in (book, book.ending)):
+            raise ArtifactError(
+                f"{path} must hold a group of every token and a word of -1 and 1 for every group, got other numbers"
+            )
         return book
 
-    def _fits(self) -> bool:
+    def _fits(self, book: "Codebook") -> bool:
+        """Whether groups have words that stay inside the clipping bound, of the same tokens and width as ``book``."""
         groups, words = self.groups, self.words
-        return groups.ndim == 1 and words.ndim == 2 and int(groups.min()) >= 0 and int(groups.max()) < len(words)
+        if groups.dtype != torch.int64 or groups.ndim != 1 or words.ndim != 2 or not groups.numel():
+            return False
+        if groups.shape != book.groups.shape or words.shape[1] != book.words.shape[1]:
+            return False
+        return int(groups.min()) >= 0 and int(groups.max()) < len(words) and bool((words.abs() == 1).all())
 
     def to(self, device: torch.device) -> "Codebook":
         """The same on a device."""
@@ -130,7 +134,9 @@ def build_codebook(
     if not 0 <= frequent < len(embeddings):
         raise ConfigError(f"`codebook.frequent` must be between 0 and {len(embeddings) - 1}, got {frequent!r}")
     if not 0 <= alone < len(embeddings) - frequent:
-        raise ConfigError(f"`alone` must be between 0 and {len(embeddings) - frequent - 1}, got {alone!r}")
+        raise ConfigError(
+            f"`codebook.last_alone` must be between 0 and {len(embeddings) - frequent - 1}, got {alone!r}"
+        )
     prior = (counts + 1).float() / (counts + 1).sum()
     features = _features(embeddings, prior, topic_vectors(tokens, counts, embeddings), topic_weight)
     order = prior.argsort(descending=True, stable=True)

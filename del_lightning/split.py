@@ -161,7 +161,7 @@ class SplitModel(nn.Module):
             llm: The language model the prompt was trained with; None loads it by the name recorded in the folder.
 
         Raises:
-            ArtifactError: A file is missing, or made for another model or method.
+            ArtifactError: A file is missing, made for another model or method, or for use with a low-rank adapter.
             AssetError: The recorded model cannot be loaded.
         """
         folder = Path(folder)
@@ -175,6 +175,11 @@ class SplitModel(nn.Module):
         method = result.determined_by["method"]
         if method["name"] != DEL.name:
             raise ArtifactError(f"{folder} must hold a prompt trained behind {DEL.name!r}, got {method['name']!r}")
+        if "adapter" in result.determined_by:
+            raise ArtifactError(
+                f"{folder} must hold a soft prompt that was trained by itself, got one trained with a low-rank adapter "
+                f"(adapter.rank={result.determined_by['adapter']['rank']}), which it does not work without"
+            )
         codec = LinearCodec.load(folder / "codec.safetensors").to(llm.device)
         front = DEL(llm.embedding_table(), codec, bits=method["bits"], mu=method["value"], l2_clip=method["l2_clip"])
         prefix = result.config["data"]["prefix"]

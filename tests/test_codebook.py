@@ -82,7 +82,21 @@ def test_a_codebook_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert torch.equal(read.ending.words, code_words(3, 4))
     with pytest.raises(ArtifactError, match="must be a codebook"):
         Codebook.load(tmp_path / "nothing")
-    Codebook(torch.tensor([0, 2]), code_words(2, 4)).save(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize(
+    "book",
+    [
+        Codebook(torch.tensor([0, 2]), code_words(2, 4)),
+        Codebook(torch.tensor([0, 1]), 5 * code_words(2, 4)),  # outside the clipping bound
+        Codebook(torch.tensor([0.0, 1.0]), code_words(2, 4)),
+        Codebook(torch.tensor([], dtype=torch.long), code_words(2, 4)),
+        Codebook(torch.tensor([0, 1]), code_words(2, 4), ending=Codebook(torch.tensor([0]), code_words(1, 4)), last=1),
+        Codebook(torch.tensor([0]), code_words(1, 4), ending=Codebook(torch.tensor([0]), code_words(1, 5)), last=1),
+    ],
+)
+def test_codebooks_that_cannot_be_are_refused(book: Codebook, tmp_path: Path) -> None:
+    book.save(tmp_path / "bad.safetensors")
     with pytest.raises(ArtifactError, match="a group of every token"):
         Codebook.load(tmp_path / "bad.safetensors")
 
@@ -106,7 +120,7 @@ def test_settings_out_of_range_are_refused() -> None:
     common = {"embeddings": torch.randn(4, 8), "tokens": tokens, "counts": torch.ones(4, dtype=torch.long), "dim": 4}
     with pytest.raises(ConfigError, match=r"`codebook.largest_share` must be in \(0, 1\], got 0"):
         build_codebook(**common, frequent=1, largest_share=0)
-    with pytest.raises(ConfigError, match=r"`alone` must be between 0 and 2, got 3"):
+    with pytest.raises(ConfigError, match=r"`codebook.last_alone` must be between 0 and 2, got 3"):
         build_codebook(**common, frequent=1, largest_share=0.5, alone=3)
     with pytest.raises(ConfigError, match=r"`codebook.frequent` must be between 0 and 3, got 4"):
         build_codebook(**common, frequent=4, largest_share=0.5)

@@ -167,6 +167,7 @@ IMPOSSIBLE: list[tuple[Callable[..., object], dict[str, Any], str]] = [
     (DataConfig, {"prompt_words": 0}, "data.prompt_words"),
     (DataConfig, {"min_words": 50, "prompt_words": 50}, "data.min_words"),
     (DataConfig, {"max_prompts": 0}, "data.max_prompts"),
+    (DataConfig, {"first_prompt": -1}, "data.first_prompt"),
     (DataConfig, {"max_prompt_tokens": 0}, "data.max_prompt_tokens"),
     (DataConfig, {"train_tokens": 3}, "data.train_tokens"),
     (DataConfig, {"split_ratio": [0.5, 0.05]}, "data.split_ratio"),

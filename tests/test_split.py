@@ -1,5 +1,6 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -274,7 +275,7 @@ def test_sampling_follows_its_seed_and_leaves_the_global_state(tiny_llm: Factory
     assert len({tuple(row) for row in first}) > 1  # equal prompts, different draws
 
 
-def store_prompt(llm: FrozenLLM, root: Path, method: DEL, prompt: SoftPrompt, name: str = "del") -> Path:
+def store_prompt(llm: FrozenLLM, root: Path, method: DEL, prompt: SoftPrompt, name: str = "del", **key: Any) -> Path:
     """What the prompt stage leaves."""
 
     def build(folder: Path) -> Outcome:
@@ -283,7 +284,7 @@ def store_prompt(llm: FrozenLLM, root: Path, method: DEL, prompt: SoftPrompt, na
         return Outcome()
 
     settings = {"name": name, "value": 8.0, "bits": 4, "l2_clip": None}
-    determined_by = {"model": {"fingerprint": llm.fingerprint, "dtype": "float32"}, "method": settings}
+    determined_by = {"model": {"fingerprint": llm.fingerprint, "dtype": "float32"}, "method": settings, **key}
     config = {"model": {"name": llm.name, "dtype": "float32", "revision": None}, "data": {"prefix": ""}}
     return ArtifactStore(root, config).get("prompt", determined_by, build).folder
 
@@ -323,6 +324,13 @@ def test_from_artifacts_refuses_a_control(tiny_llm: Factory, tmp_path: Path) -> 
     llm = tiny_llm()
     folder = store_prompt(llm, tmp_path, method_for(llm, "del"), prompt_for(llm), name="clean")
     with pytest.raises(ArtifactError, match="must hold a prompt trained behind 'del', got 'clean'"):
+        SplitModel.from_artifacts(folder, llm)
+
+
+def test_from_artifacts_refuses_what_needs_an_adapter(tiny_llm: Factory, tmp_path: Path) -> None:
+    llm = tiny_llm()
+    folder = store_prompt(llm, tmp_path, method_for(llm, "del"), prompt_for(llm), adapter={"rank": 16})
+    with pytest.raises(ArtifactError, match=r"with a low-rank adapter \(adapter.rank=16\)"):
         SplitModel.from_artifacts(folder, llm)
 
 

@@ -122,7 +122,9 @@ def log_likelihoods(method: Method, release: Release, chunk: int | None = None) 
 
 
 class NearestNeighbour:
-    """The paper's attack: restore as the server does, then the most similar clean embedding.
+    """The paper's attack: restore every position by itself, then the most similar clean embedding.
+
+    That is what the server does, unless it reads the neighbours too: then the contextual attacks do as it does.
 
     Args:
         metric: ``cosine`` (the paper's) or ``l2`` between embeddings, or ``code``: L2 between the released code and

@@ -55,6 +55,9 @@ class DataConfig:
     """... and takes this many of their first words as the private prompt; the rest is the reference."""
     max_prompts: int = 200
     """At most this many evaluation prompts, drawn evenly from the test split."""
+    first_prompt: int = 0
+    """Eligible text that drawing starts at: another value takes other prompts, for a check on prompts that no setting
+    was chosen on."""
     max_prompt_tokens: int | None = None
     """Longest private prompt in tokens (texts with a longer one are left out); null keeps all."""
     reference_tokens: int = 200
@@ -74,6 +77,7 @@ class DataConfig:
         require(self.min_words > self.prompt_words, "data.min_words", "more than data.prompt_words", self.min_words)
         for key in ("max_prompts", "max_prompt_tokens", "reference_tokens", "validation_blocks", "eval_batch_size"):
             at_least(f"data.{key}", getattr(self, key), 1)
+        at_least("data.first_prompt", self.first_prompt, 0)
         at_least("data.train_tokens", self.train_tokens, 4)
         ratio_range("data.split_ratio", self.split_ratio)
 

@@ -232,8 +232,12 @@ class GenerationDataModule(SteppedDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits over text, tokenizer and cutting; not over seed, batch sizes and where the text was found."""
-        settings = {k: v for k, v in asdict(self.config).items() if k not in ("root", "eval_batch_size")}
+        """16 hex digits over text, tokenizer and cutting; not over seed, batch sizes and where the text was found.
+
+        Nor over which test prompts come first: nothing is trained on them.
+        """
+        left_out = ("root", "eval_batch_size", "first_prompt")
+        settings = {k: v for k, v in asdict(self.config).items() if k not in left_out}
         settings |= {"ratio": self.split_ratio, "block": self.block_tokens, "documents": self.documents}
         texts = [self.texts(split) for split in SPLITS]
         content = json.dumps([settings, tokenizer_content(self.tokenizer), texts], sort_keys=True)
@@ -307,6 +311,8 @@ class GenerationDataModule(SteppedDataModule):
     def prompts(self) -> list[Prompt]:
         """At most ``max_prompts`` test prompts, evenly over the eligible texts; ``index`` counts in this list.
 
+        Drawing starts at text ``first_prompt``, counted round where there are no so many.
+
         Raises:
             DataError: No text is eligible.
         """
@@ -354,7 +360,8 @@ class GenerationDataModule(SteppedDataModule):
                 f"{self.config.min_words} words with at most data.max_prompt_tokens={self.config.max_prompt_tokens} "
                 "tokens in the prompt, got none"
             )
-        return [eligible[i] for i in evenly(len(eligible), self.config.max_prompts)]
+        first = self.config.first_prompt
+        return [eligible[(i + first) % len(eligible)] for i in evenly(len(eligible), self.config.max_prompts)]
 
     def _eligible(self, split: str) -> list[Prompt]:
         """Every text of ``split`` that is long enough, as a prompt."""

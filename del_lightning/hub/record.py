@@ -119,7 +119,7 @@ def write_folder(
             another model, mechanism or length of the soft prompt.
     """
     folder, method, prompt = Path(folder), split.method, split.prompt
-    if not isinstance(method, DEL) or prompt is None:
+    if not isinstance(method, DEL) or method.name != DEL.name or prompt is None:
         raise ArtifactError(f"`split` must be DEL with a soft prompt to be published, got {_kind(split)}")
     _make_room(folder)
     board = None if results is None else _selected(results, split, method)

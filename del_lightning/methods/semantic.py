@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from del_lightning.bigrams import Bigrams
 from del_lightning.codebook import Codebook
+from del_lightning.errors import ConfigError
 from del_lightning.methods.base import Footprint, Release
 from del_lightning.methods.posterior import PosteriorDecoder
 from del_lightning.privacy import BinomialAccountant, PrivacyStatement, StochasticQuantizer
@@ -124,8 +125,10 @@ class SemanticDEL(PosteriorDecoder):
     def _by_place(self, release: Release, make: Callable[[_Groups, Tensor], Tensor]) -> Tensor:
         """What ``make`` makes of a codebook and ln Pr(codes | group) under it, at the places where it is in use."""
         codes = release.payload
-        if self.ending is None or release.from_end is None:
+        if self.ending is None:
             return make(self.whole, self._group_likelihood(self.whole, codes))
+        if release.from_end is None:
+            raise ConfigError(f"`release` of {self.name!r} with finer groups at the end must say its places, got none")
         ending = release.from_end < self.last
         most = make(self.whole, self._group_likelihood(self.whole, codes))
         most[ending] = make(self.ending, self._group_likelihood(self.ending, codes[ending]))

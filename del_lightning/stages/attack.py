@@ -42,6 +42,7 @@ def _ensure_one(ws: Workspace, setting: Setting, attacker: Attacker) -> Artifact
         "attack": attacker.determined_by(setting),
         "prompts": attacker.prompts,
         "data": ws.data.fingerprint,
+        **ws.prompts_key,
         # The releases that evaluation sees under its first seed; one a token keeps the n tokens distinct.
         "seed": ws.config.evaluate.seeds[0],
     }

@@ -12,9 +12,32 @@ from torch import Tensor
 from del_lightning.artifacts import Artifact, Outcome
 from del_lightning.codebook import Codebook, build_codebook
 from del_lightning.codec import default_dim
+from del_lightning.methods.factory import NEEDS_CODEBOOK
 from del_lightning.stages.workspace import Workspace
 
 FILE = "codebook.safetensors"
+
+
+def needed(ws: Workspace) -> bool:
+    """Whether a front-end of this configuration sends groups."""
+    return any(name in NEEDS_CODEBOOK for name in ws.config.methods)
+
+
+def run(ws: Workspace) -> None:
+    """Build the codebook and print what it has."""
+    rprint(summary(ws))
+
+
+def summary(ws: Workspace) -> str:
+    """How many groups there are, and how much they say of a token of public text."""
+    found = ensure(ws).result.details
+
+    def groups(prefix: str) -> str:
+        return f"{found[prefix + 'groups']:,} groups ({found[prefix + 'entropy_bits']:.1f} bits)"
+
+    if last := ws.config.codebook.last:
+        return f"DEL+ sends which of {groups('')} a token is in; of the last {last} tokens, of {groups('ending_')}."
+    return f"DEL+ sends which of {groups('')} a token is in."
 
 
 def ensure(ws: Workspace) -> Artifact:

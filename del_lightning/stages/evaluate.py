@@ -46,6 +46,7 @@ def ensure_with(ws: Workspace, setting: Setting, prompt: Artifact | None) -> Art
         "prompt": None if prompt is None else prompt.key,
         "evaluate": asdict(ws.config.evaluate),
         "data": ws.data.fingerprint,
+        **ws.prompts_key,
         "seed": ws.config.seed,
     }
     if setting.method in TEXT_ONLY:

@@ -4,7 +4,7 @@ import time
 
 from rich.console import Console
 
-from del_lightning.stages import attack, calibrate, codec, evaluate, prompt, report
+from del_lightning.stages import attack, calibrate, codebook, codec, evaluate, prompt, report
 from del_lightning.stages.workspace import Workspace
 
 
@@ -18,6 +18,9 @@ def run(ws: Workspace) -> None:
     if codec.needed(ws):
         step("codec")
         codec.run(ws)
+    if codebook.needed(ws):  # before all that trains: groups may outnumber the code words there are
+        step("codebook")
+        codebook.run(ws)
     if calibrate.calibrated(ws):
         step("calibrate")
         calibrate.run(ws)

@@ -29,7 +29,7 @@ from del_lightning.report.schema import (
     TrainingCurve,
 )
 from del_lightning.report.site import load, write_site
-from del_lightning.stages import attack, calibrate, codec, evaluate, prompt, tracking
+from del_lightning.stages import attack, calibrate, codebook, codec, evaluate, prompt, tracking
 from del_lightning.stages.setting import Setting, build_method, row_label
 from del_lightning.stages.settings import levels, settings, soft_prompts
 from del_lightning.stages.workspace import Workspace
@@ -281,6 +281,8 @@ def _notes(ws: Workspace) -> list[str]:
             "With every soft prompt, controls included, the server trained a low-rank adapter of its language model "
             f"(LoRA, rank {rank}); the paper trains the soft prompt alone."
         )
+    if codebook.needed(ws):
+        notes.append(codebook.summary(ws))
     if "worst" in ws.config.matching:
         highest = ", ".join(calibrate.worst_of(ws.config.attack))
         notes.append(

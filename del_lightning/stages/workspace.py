@@ -74,12 +74,14 @@ class Workspace:
             self.wandb_run.finish(exit_code=0 if kind is None else 1)
 
     def on(self, dataset: str) -> "Workspace":
-        """The same configuration on another data set; language model, encoder and methods are shared."""
+        """The same configuration on another data set; what does not depend on the data is shared."""
         other = copy(self)
         other.config = replace(self.config, data=replace(self.config.data, name=dataset))
         other.__dict__["llm"] = self.llm
-        for name in ("data", "prior", "bigrams", "mean_prompt_tokens", "clean_choices"):  # what is of the data
+        of_the_data = ("data", "prior", "bigrams", "decoder_bigrams", "mean_prompt_tokens", "clean_choices")
+        for name in of_the_data:
             other.__dict__.pop(name, None)
+        other._methods = {name: made for name, made in self._methods.items() if name not in NEEDS_PRIOR}
         return other
 
     def check(self) -> None:
@@ -370,6 +372,12 @@ class Workspace:
         plain = SplitModel(self.llm)
         batches = track(self.data.test_dataloader(), description="clean reference", transient=True)
         return [plain.logits(batch.to(self.device), None).argmax(dim=-1) for batch in batches]
+
+    @property
+    def prompts_key(self) -> dict[str, int]:
+        """What besides the data's fingerprint determines which test prompts there are; empty by default."""
+        first = self.config.data.first_prompt
+        return {"first_prompt": first} if first else {}
 
     @cached_property
     def model_key(self) -> dict[str, Any]:

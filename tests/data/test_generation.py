@@ -273,6 +273,14 @@ def test_only_long_texts_are_eligible_and_drawn_evenly(make: Any) -> None:
     assert [p.prompt.split("-")[0] for p in make(corpus, max_prompts=4).prompts()] == ["10", "12", "15", "17"]
 
 
+def test_other_prompts_change_nothing_that_is_trained_on(make: Any) -> None:
+    corpus = Corpus("toy", "memory", lambda _split: numbered(10, 10, 20))
+    usual, others = (make(corpus, max_prompts=4, first_prompt=first) for first in (0, 4))
+    assert [p.prompt.split("-")[0] for p in others.prompts()] == ["14", "16", "19", "11"]
+    assert usual.fingerprint == others.fingerprint
+    assert usual.fingerprint != make(corpus, max_prompts=5).fingerprint
+
+
 def test_long_prompts_can_be_left_out(make: Any) -> None:
     short, long = " ".join(["a"] * 20), " ".join(["incomprehensible"] * 20)
     module = make(Corpus("toy", "memory", lambda _split: [long, short]), max_prompt_tokens=20)

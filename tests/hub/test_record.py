@@ -17,6 +17,7 @@ from del_lightning.errors import ArtifactError
 from del_lightning.hub.record import FILES, HASHED, read_folder
 from del_lightning.llm import FrozenLLM
 from del_lightning.methods import DEL, Clean
+from del_lightning.methods.posterior import PosteriorDEL
 from del_lightning.prompt import SoftPrompt
 from del_lightning.report.schema import Leaderboard
 from del_lightning.serve.bundle import file_hash
@@ -127,10 +128,16 @@ def refused(call: Callable[[], object], expected: str) -> None:
 
 
 def test_only_del_with_a_soft_prompt_is_published(split: SplitModel, tmp_path: Path) -> None:
+    method = split.method
+    assert isinstance(method, DEL)
+    table = method.embedding_table
+    prior = torch.zeros(len(table)).log_softmax(0)
+    posterior = PosteriorDEL(table, method.codec, prior, bits=method.bits, mu=method.mu)
     for other, got in (
         (SplitModel(split.llm, split.method), "got del without a soft prompt"),
         (SplitModel(split.llm, Clean(split.llm.embedding_table()), split.prompt), "got clean"),
         (SplitModel(split.llm), "got no front-end without a soft prompt"),
+        (SplitModel(split.llm, posterior, split.prompt), "got del-posterior"),
     ):
         refused(lambda other=other: other.save_pretrained(tmp_path / "x"), got)
     assert not (tmp_path / "x").exists()

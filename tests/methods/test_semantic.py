@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from del_lightning.attacks import BayesOptimal
+from del_lightning.attacks.language_model import BigramPrior
 from del_lightning.bigrams import Bigrams
 from del_lightning.codebook import Codebook, code_words
 from del_lightning.data.tokens import Ragged
@@ -86,6 +87,25 @@ def test_so_are_those_of_last_tokens_with_groups_of_their_own() -> None:
     release = Release.concatenate([method.release(torch.tensor([ids]), noise) for ids in ([1, 3, 5], [0, 6], [2])])
     restored = method.restore_sequences(release, torch.tensor([3, 2, 1]))[0]
     torch.testing.assert_close(restored, enumerated(method, release, [3, 2, 1], bigrams), atol=1e-4, rtol=1e-4)
+
+
+def test_contextual_attackers_know_both_codebooks() -> None:
+    bigrams, lengths = Bigrams(TEXT, PRIOR), torch.tensor([3, 2])
+    method, noise = two_codebooks(mu=20.0, bigrams=bigrams), torch.Generator().manual_seed(2)
+    release = Release.concatenate([method.release(torch.tensor([ids]), noise) for ids in ([1, 3, 5], [0, 6])])
+    guess = BigramPrior(PRIOR, bigrams)(method, release, lengths)["bigram prior"][:, 0]
+    assert guess[[1, 2, 3, 4]].tolist() == [3, 5, 0, 6]  # the last two of each are told apart
+    # A table of one-hot rows makes posterior means the posterior itself.
+    method.embedding_table = torch.eye(7)
+    assert torch.equal(guess, method.restore_sequences(release, lengths)[0].argmax(1))
+
+
+def test_codes_without_their_places_are_refused() -> None:
+    method = two_codebooks()
+    release = method.release(torch.tensor([[1, 2, 3]]))
+    for use in (method.log_likelihood, method.restore):
+        with pytest.raises(ConfigError, match="must say its places, got none"):
+            use(Release(release.payload))
 
 
 def test_without_neighbours_both_decoders_agree() -> None:

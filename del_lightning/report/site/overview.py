@@ -116,7 +116,7 @@ def bench(run: Run) -> str:
     attack = board.config.get("attack") or {}
     attacked = [sorted(attack.get("suite") or []), attack.get("prompts")]
     same = [board.dataset, board.model, board.prompts, board.private_tokens, *(data.get(name) for name in WORDING)]
-    return json.dumps([*same, *attacked])
+    return json.dumps([*same, data.get("first_prompt", 0), *attacked])
 
 
 def fronts(runs: Iterable[Run]) -> Fronts:
