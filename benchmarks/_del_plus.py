@@ -40,6 +40,7 @@ def del_plus() -> str:
         *trainings_table(anew.groups(compared)),
         "",
         *_parts(),
+        *_unseen(),
         *_every_attacker(),
         "Every run:",
         "",
@@ -96,6 +97,28 @@ def _parts() -> list[str]:
     ]
 
 
+def _unseen() -> list[str]:
+    """Trained parts of seed 0 on other prompts and other noise."""
+    paths = sorted(RESULTS.glob("del_plus/anew/*/leaderboard.json"))
+    found = [Leaderboard.model_validate_json(path.read_text()) for path in paths]
+    lines = once(
+        f"| {where(board)} | {plus_name(row, board.config)} | {' | '.join(_figures(row))} |"
+        for board in found
+        for row in board.rows
+        if row.soft_prompt and row.method in ("del", "del-plus")
+    )
+    if not lines:
+        return []
+    return [
+        "Prompts and noise that nothing was chosen on (`data.first_prompt=2`, the trained parts of seed 0):",
+        "",
+        "| data, mu | front-end | R | COH | PPL | ASR, strongest attack | of content tokens | those, ten guesses | of last tokens |",  # noqa: E501
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *lines,
+        "",
+    ]
+
+
 def _every_attacker() -> list[str]:
     """What each attacker of the whole suite reads of DEL and of DEL+, one training."""
     paths = sorted(RESULTS.glob("del_plus/attacks/*/leaderboard.json"))
@@ -103,13 +126,14 @@ def _every_attacker() -> list[str]:
     rows = [(board, row) for board in found for row in board.rows]
     if not rows:
         return []
-    names = list(dict.fromkeys(name for _, row in rows for name in row.asr))
+    names = list(dict.fromkeys(name for _, row in rows for name in row.asr if name != "worst"))
     return [
         "What every attacker reads, one training:",
         "",
         f"| attacker | {' | '.join(f'{where(board)}: {plus_name(row, board.config)}' for board, row in rows)} |",
         f"| --- |{' ---: |' * len(rows)}",
         *(f"| {name} | {' | '.join(show(row.asr.get(name), '.1%') for _, row in rows)} |" for name in names),
+        f"| **the strongest** | {' | '.join(show(words.worst_attack(row), '.1%') for _, row in rows)} |",
         "",
     ]
 
