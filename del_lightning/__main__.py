@@ -19,6 +19,8 @@ from del_lightning.errors import DelError
 
 USER_ERROR = 2
 """Exit code when the user has something to mend."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 def config_folder() -> Path:
@@ -67,6 +69,9 @@ def _run_or_exit(settings: DictConfig) -> None:
         _run(settings)
     except (DelError, OmegaConfBaseException) as error:
         _exit(explain(error))
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from what is done", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _exit(message: str) -> None:

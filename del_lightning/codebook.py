@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -236,7 +237,10 @@ def _merge(centres: Tensor, mass: Tensor, largest_share: float) -> tuple[Tensor,
     top, parent = mass.clone(), torch.arange(len(mass))
     square, alive = centres.square().sum(1), torch.ones(len(mass), dtype=torch.bool)
     breaks = torch.where(top > largest_share * mass, mass, torch.inf)
-    while int(alive.sum()) > 1 and math.isfinite(float(breaks[(one := int(breaks.argmin()))])):
+    for _ in track(range(len(mass) - 1), description="merging tokens into groups", transient=True):
+        one = int(breaks.argmin())
+        if not math.isfinite(float(breaks[one])):
+            break
         distance = (square - 2 * (centres @ centres[one]) + square[one]).clamp_min(0).double()
         cost = torch.where(alive, distance * mass * mass[one] / (mass + mass[one]), torch.inf)
         cost[one] = torch.inf

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from del_lightning.__main__ import USER_ERROR, main
+from del_lightning.__main__ import INTERRUPTED, USER_ERROR, main
 from del_lightning.assets import packaged_path
 from del_lightning.errors import AssetError, DataError
 from del_lightning.stages.workspace import Workspace
@@ -38,6 +38,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return code, output.out, output.err
 
     return call
+
+
+def test_an_interruption_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("del_lightning.__main__._run", interrupted)
+    assert run() == (INTERRUPTED, "", "interrupted: the same command goes on from what is done\n")
 
 
 WRONG = {

@@ -96,6 +96,7 @@ def low_rank_adapter(llm: FrozenLLM, config: LowRank, seed: int) -> Iterator[Low
         torch.manual_seed(seed)
         # GPT-2's projections are stored transposed; PEFT notices by itself.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.* is deprecated")  # PEFT's own call
         try:
             model = get_peft_model(llm.model, settings)
         except ValueError as error:

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from del_lightning.report import arrange, words
+from del_lightning.report import arrange, prose, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import Estimate, Leaderboard
 
@@ -21,7 +21,8 @@ def console_table(board: Leaderboard) -> Group:
     width = max((len(_console_name(e, group)) for group in groups for e in group.entries), default=0)
     blocks = [_console_block(board, group, max(width, 12)) for group in groups]
     caption = f"{board.prompts} prompts; 95% intervals are in the report. ε: of a prompt, δ = {_delta(board)}."
-    return Group(Text(board.title, style="italic"), *blocks, Text(caption, style="dim italic"))
+    hidden = [Text(warning) for warning in prose.last_token_warning(board)]
+    return Group(Text(board.title, style="italic"), *blocks, *hidden, Text(caption, style="dim italic"))
 
 
 _CONSOLE: tuple[tuple[str, str, Callable[[Entry], Estimate | None]], ...] = (

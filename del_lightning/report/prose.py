@@ -76,7 +76,7 @@ def outcome(board: Leaderboard) -> list[str]:
     if entry is None:
         what = "DEL was not run" if arrange.tested(board) else "Only controls were run"
         return [f"{what}, so there is no result on DEL itself."]
-    return list(_headline(entry))
+    return [*_headline(entry), *_beside(board, entry)]
 
 
 def _headline(entry: Entry) -> Iterator[str]:
@@ -90,6 +90,45 @@ def _headline(entry: Entry) -> Iterator[str]:
     if entry.retained is not None:
         yield f"Information retained R = {with_interval(entry.retained)}{_about_zero(entry.retained)}."
     yield from _attack_sentence(row)
+
+
+def _beside(board: Leaderboard, ours: Entry) -> Iterator[str]:
+    """Methods at the very guarantee of DEL's: what comes through, and what is read, which a mean over tokens hides."""
+    if ours.row.target is not None or ours.row.privacy.epsilon_token is None:
+        return
+    for entry in arrange.tested(board):
+        same = entry.row.privacy.epsilon_token == ours.row.privacy.epsilon_token
+        if same and entry.row.target is None and not entry.is_reference:
+            parts = [
+                part for text, style, pick in _COMPARED if (part := _against(text, style, pick(entry), pick(ours)))
+            ]
+            yield f"{entry.name} at the same guarantee (in brackets {ours.name}): {', '.join(parts)}."
+
+
+_COMPARED: tuple[tuple[str, Callable[[Estimate], str], Callable[[Entry], Estimate | None]], ...] = (
+    ("R = {}", lambda found: f"{found.value:.3f}", lambda entry: entry.retained),
+    (
+        "the strongest attack reads {} of all private tokens",
+        lambda found: percent(found.value),
+        lambda entry: worst_attack(entry.row),
+    ),
+    (
+        "{} of those that carry content",
+        lambda found: percent(found.value),
+        lambda entry: most_recovered(entry.best, "content top-1"),
+    ),
+    (
+        "{} of the last tokens of prompts",
+        lambda found: percent(found.value),
+        lambda entry: most_recovered(entry.best, LAST),
+    ),
+)
+"""What methods at one guarantee differ in: sentence, way to print, and where it stands."""
+
+
+def _against(text: str, style: Callable[[Estimate], str], one: Estimate | None, other: Estimate | None) -> str:
+    """One of :data:`_COMPARED` with both numbers; empty where either was not measured."""
+    return "" if one is None or other is None else text.format(f"{style(one)} ({style(other)})")
 
 
 def _against_plain(entry: Entry) -> str:
@@ -199,7 +238,7 @@ def warnings(board: Leaderboard) -> list[str]:
         _caveat_warning,
         _vacuous_bound_warning,
         _missed_target_warning,
-        _last_token_warning,
+        last_token_warning,
         _adaptation_warning,
     )
     return [*board.notes, *(text for warn in implied for text in warn(board))]
@@ -383,7 +422,7 @@ def _targets(calibrations: list[tuple[str, Calibration]]) -> str:
     )
 
 
-def _last_token_warning(board: Leaderboard) -> Iterator[str]:
+def last_token_warning(board: Leaderboard) -> Iterator[str]:
     """Success is a mean over tokens, and hides methods that give some places away."""
     for entry in arrange.tested(board):
         worst, last = worst_attack(entry.row), most_recovered(entry.row, LAST)

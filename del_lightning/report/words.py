@@ -57,6 +57,12 @@ GLOSSARY = (
         "“Worst” is the strongest attack that was run.",
     ),
     (
+        "Content, unknown, last",
+        "The same success over some of the tokens: those that carry content (a letter or digit, and no English stop "
+        "word), the pieces of the marker “<unk>”, and the last private token of every prompt. Top-5 and top-10: the "
+        "right token is among so many guesses.",
+    ),
+    (
         "Certified",
         "No attacker that knows only how frequent tokens are names one correctly with a higher probability, whatever "
         "it computes; from the exact accountant. Attacks that read the context know more, and may exceed it.",

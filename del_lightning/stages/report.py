@@ -13,6 +13,7 @@ from rich.console import Console
 from del_lightning import ranks
 from del_lightning.artifacts import Artifact, built_in
 from del_lightning.config import Config
+from del_lightning.methods.factory import NEEDS_CODEBOOK
 from del_lightning.metrics import information_retained
 from del_lightning.report import console_table, write_report
 from del_lightning.report.gallery import Guesses, collect
@@ -145,6 +146,8 @@ def leaderboard(ws: Workspace, found: list[Setting]) -> Leaderboard:
 def _artifacts(ws: Workspace, found: list[Setting]) -> Iterator[Artifact]:
     if codec.needed(ws):
         yield codec.ensure(ws)
+    if codebook.needed(ws):
+        yield codebook.ensure(ws)
     for name in calibrate.calibrated(ws):
         yield calibrate.ensure(ws, name)
     for setting in found:
@@ -252,8 +255,8 @@ def samples(ws: Workspace, found: list[Setting]) -> list[Sample]:
 
 
 def recovered_prompts(ws: Workspace, found: list[Setting]) -> list[GalleryPrompt]:
-    """What every attack read of the first prompts, behind DEL at each of its settings and levels."""
-    shown = [setting for setting in found if setting.method == "del"]
+    """What every attack read of the first prompts, behind DEL at each of its settings and levels, and behind DEL+."""
+    shown = [setting for setting in found if setting.method in ("del", *NEEDS_CODEBOOK)]
     shown += [setting for setting in levels(ws) if setting.method == "del"]
     guesses = [_guesses(ws, setting) for setting in shown]
     return collect(ws.llm.tokenizer, guesses, range(min(GALLERY, ws.config.evaluate.samples)))

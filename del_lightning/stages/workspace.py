@@ -104,7 +104,8 @@ class Workspace:
         if self.config.adapter.rank and self.config.stage.name in ("export", "serve", "publish", "nlu"):
             # What these stages write or train knows soft prompts; `nlu.lora` is the adapter of stage=nlu.
             raise ConfigError(
-                f"`adapter.rank` must be 0 for stage={self.config.stage.name}, got {self.config.adapter.rank}"
+                f"`adapter.rank` must be 0 for stage={self.config.stage.name}, which knows soft prompts alone and DEL+ "
+                f"not at all, got {self.config.adapter.rank}"
             )
         if self.config.stage.name == "account":
             from del_lightning.stages.account import accountant  # That module imports this one.

@@ -61,6 +61,21 @@ def test_places_that_are_given_away_are_a_warning() -> None:
         assert [f"{tested.label} gives away" in text and "read 81%" in text for text in texts] == [True] * told
 
 
+def test_a_method_at_the_guarantee_of_del_is_told_beside_it() -> None:
+    def given(method: str, last: float, epsilon: float = 231.0, **changes: object) -> LeaderboardRow:
+        found = row(0.1, True, target=None, matching=None, method=method, label=f"{method}, given value", **changes)
+        recovery = {OPTIMAL: {"content top-1": rate(last / 4), "last top-1": rate(last)}}
+        privacy = found.privacy.model_copy(update={"epsilon_token": epsilon})
+        return found.model_copy(update={"recovery": recovery, "privacy": privacy})
+
+    ours, plus = given("del", 0.2), given("del-plus", 0.8, retained=estimate(0.4))
+    text = " ".join(prose.outcome(make_board(rows=[ours, plus])))
+    assert "del-plus at the same guarantee (in brackets del): R = 0.400 (0.112), the strongest attack reads" in text
+    assert "20% (5.0%) of those that carry content, 80% (20%) of the last tokens of prompts." in text
+    weaker = given("del-plus", 0.8, epsilon=300.0)
+    assert "same guarantee" not in " ".join(prose.outcome(make_board(rows=[ours, weaker])))
+
+
 def test_strong_guarantee_gets_no_warning() -> None:
     strong = row(0.02, False)
     strong.privacy = strong.privacy.model_copy(
