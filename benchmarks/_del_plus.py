@@ -99,11 +99,9 @@ def _parts() -> list[str]:
 
 def _unseen() -> list[str]:
     """Trained parts of seed 0 on other prompts and other noise."""
-    paths = sorted(RESULTS.glob("del_plus/anew/*/leaderboard.json"))
-    found = [Leaderboard.model_validate_json(path.read_text()) for path in paths]
     lines = once(
         f"| {where(board)} | {plus_name(row, board.config)} | {' | '.join(_figures(row))} |"
-        for board in found
+        for board in _unseen_boards()
         for row in board.rows
         if row.soft_prompt and row.method in ("del", "del-plus")
     )
@@ -117,6 +115,25 @@ def _unseen() -> list[str]:
         *lines,
         "",
     ]
+
+
+def _unseen_boards() -> list[Leaderboard]:
+    paths = RESULTS.glob("del_plus/anew/*/leaderboard.json")
+    found = [Leaderboard.model_validate_json(path.read_text()) for path in paths]
+    return sorted(found, key=lambda board: (board.dataset, board.config["mechanism"]["mu"]))
+
+
+def _unseen_summary() -> str:
+    """What other prompts and noise say, in a sentence; empty before there are any."""
+    told = []
+    for board in _unseen_boards():
+        named = {one.row.method: one for one in anew.over_trainings([board])}
+        ours, plus = named["del"], named["del-plus"]
+        asr = f"{_mean(ours.asr)} → {_mean(plus.asr)}"
+        told.append(f"{where(board)}: R {ours.retained.value:.3f} → {plus.retained.value:.3f}, strongest attack {asr}")
+    if not told:
+        return ""
+    return f" On other prompts and other noise, on which no setting was chosen: {'; '.join(told)}."
 
 
 def _every_attacker() -> list[str]:
@@ -166,6 +183,7 @@ def plus_summary() -> list[str]:
         f"above 0. That has a price which the success over all tokens hides: {read}tokens that carry content are read "
         "more often than behind DEL (DEL → DEL+ in the table, each under its strongest attack). Both have a low-rank "
         f"adapter; {shown[0][0][0].prompts} prompts, brackets over prompts: [docs/del_plus.md](docs/del_plus.md)."
+        f"{_unseen_summary()}"
     )
     return [outcome, "\n".join(lines)]
 

@@ -109,5 +109,7 @@ def test_a_contextual_attacker_may_use_the_adapter(finished: Config) -> None:
 @pytest.mark.parametrize("stage", ["export", "publish"])
 def test_stages_that_know_soft_prompts_only_say_so(finished: Config, stage: str) -> None:
     config = replace(finished, stage=replace(finished.stage, name=stage))
-    with pytest.raises(ConfigError, match=rf"`adapter.rank` must be 0 for stage={stage}, which knows soft prompts alone .*, got 2"):
+    with pytest.raises(
+        ConfigError, match=rf"`adapter.rank` must be 0 for stage={stage}, which knows soft prompts alone .*, got 2"
+    ):
         Workspace(config).check()
