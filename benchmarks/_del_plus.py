@@ -23,6 +23,8 @@ STEPS = (
     ("ptb-asr0.2-end-alone-seed0", "del-plus", "the last two tokens alone, all others in one group"),
     ("ptb-asr0.2-bounded-seed0", "del-plus", "finer groups for the last four, none of a single token"),
     ("ptb-asr0.2-one-by-one-seed0", "del-plus", "DEL+, every position decoded by itself"),
+    ("ptb-asr0.2-one-bit-seed0", "del", "DEL, one bit a number: 18 bits a token, the same mu"),
+    ("ptb-asr0.2-one-bit-seed0", "del-plus", "DEL+, one bit a number: 18 bits a token, the same mu"),
     ("ptb-asr0.2-no-adapter-seed0", "del", "DEL, soft prompts without an adapter"),
     ("ptb-asr0.2-no-adapter-seed0", "del-plus", "DEL+, soft prompts without an adapter"),
 )

@@ -55,6 +55,7 @@ PARTS = {
     "posterior": ["methods=[clean,mean,del,del-posterior]"],
     "one-by-one": ["codebook.neighbours=false"],
     "no-adapter": ["adapter.rank=0"],
+    "one-bit": ["mechanism.bits=1"],
     "end-alone": ["codebook.frequent=0", "codebook.largest_share=0.0001"],
     "bounded": ["codebook.last=4", "codebook.last_alone=0", "codebook.last_share=0.25"],
 }

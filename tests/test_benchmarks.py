@@ -218,6 +218,7 @@ def test_replication_runs_are_settings_that_exist(benchmark: Callable[[str], Any
         ("posterior-seed0", {"methods"}),
         ("one-by-one-seed0", {"codebook.neighbours"}),
         ("no-adapter-seed0", {"adapter.rank"}),
+        ("one-bit-seed0", {"mechanism.bits"}),
         ("end-alone-seed0", {"codebook.frequent", "codebook.largest_share"}),
         ("bounded-seed0", {"codebook.last", "codebook.last_alone", "codebook.last_share"}),
         ("seed1", {"seed"}),
