@@ -149,12 +149,16 @@ def _every_attacker() -> list[str]:
     return [
         "What every attacker reads, one training:",
         "",
-        f"| attacker | {' | '.join(f'{where(board)}: {plus_name(row, board.config)}' for board, row in rows)} |",
+        f"| attacker | {' | '.join(f'{where(board)}: {_front_end(row)}' for board, row in rows)} |",
         f"| --- |{' ---: |' * len(rows)}",
         *(f"| {name} | {' | '.join(show(row.asr.get(name), '.1%') for _, row in rows)} |" for name in names),
         f"| **the strongest** | {' | '.join(show(words.worst_attack(row), '.1%') for _, row in rows)} |",
         "",
     ]
+
+
+def _front_end(row: LeaderboardRow) -> str:
+    return row.label.removesuffix(", given value")
 
 
 def plus_summary() -> list[str]:
