@@ -51,7 +51,7 @@ def _trainings(group: list[Leaderboard]) -> Iterator[list[str]]:
 
 def plus_name(row: LeaderboardRow, config: dict[str, Any]) -> str:
     """What was run, as far as it is not the usual one: groups, decoder, adapter."""
-    parts, codebook = [row.label.removesuffix(", given value")], config["codebook"]
+    parts, codebook = [front_end(row)], config["codebook"]
     if row.method == "del-plus":
         parts.append(f"{codebook['frequent']} frequent, share {codebook['largest_share']:g}")
         if last := codebook.get("last"):
@@ -61,6 +61,11 @@ def plus_name(row: LeaderboardRow, config: dict[str, Any]) -> str:
     if row.soft_prompt and not row.adapter_rank and "del-plus" in config["methods"]:
         parts.append("no adapter")
     return "; ".join(parts)
+
+
+def front_end(row: LeaderboardRow) -> str:
+    """Its label without the word that mu was given, which all rows of these tables share."""
+    return row.label.removesuffix(", given value")
 
 
 def guarantee(row: LeaderboardRow) -> str:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from _cells import NAMES, NONE, RESULTS, guarantee, once, plus_name, show, trainings_table, where
+from _cells import NAMES, NONE, RESULTS, front_end, guarantee, once, plus_name, show, trainings_table, where
 
 from del_lightning.report import anew, pictures, words
 from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow
@@ -14,6 +14,7 @@ ALIKE, FINER = "DEL+, groups alike", "DEL+, finer groups at the end"
 
 MAIN, COMPARED, SEARCHES = r"\w+-asr[\d.]+-seed\d", r"\w+-asr[\d.]+(-alike)?-seed\d", r"\w+-mu.*"
 """Folders of the boards that the README shows, of those with groups alike too, and of the earlier searches."""
+ANY = ".*"
 
 STEPS = (
     ("ptb-asr0.2-seed0", "del", "DEL"),
@@ -69,10 +70,10 @@ def _runs(boards: list[Leaderboard]) -> list[str]:
     ]
 
 
-def plus_boards(names: str) -> list[Leaderboard]:
+def plus_boards(names: str, within: str = "") -> list[Leaderboard]:
     """The committed boards of DEL+ beside DEL whose folder matches ``names``, by data and mu."""
     paths = sorted(
-        path for path in RESULTS.glob("del_plus/*/leaderboard.json") if re.fullmatch(names, path.parent.name)
+        path for path in RESULTS.glob(f"del_plus/{within}*/leaderboard.json") if re.fullmatch(names, path.parent.name)
     )
     found = [Leaderboard.model_validate_json(path.read_text()) for path in paths]
     return sorted(found, key=lambda board: (board.dataset, board.config["mechanism"]["mu"]))
@@ -103,7 +104,7 @@ def _unseen() -> list[str]:
     """Trained parts of seed 0 on other prompts and other noise."""
     lines = once(
         f"| {where(board)} | {plus_name(row, board.config)} | {' | '.join(_figures(row))} |"
-        for board in _unseen_boards()
+        for board in plus_boards(ANY, "anew/")
         for row in board.rows
         if row.soft_prompt and row.method in ("del", "del-plus")
     )
@@ -119,16 +120,10 @@ def _unseen() -> list[str]:
     ]
 
 
-def _unseen_boards() -> list[Leaderboard]:
-    paths = RESULTS.glob("del_plus/anew/*/leaderboard.json")
-    found = [Leaderboard.model_validate_json(path.read_text()) for path in paths]
-    return sorted(found, key=lambda board: (board.dataset, board.config["mechanism"]["mu"]))
-
-
 def _unseen_summary() -> str:
     """What other prompts and noise say, in a sentence; empty before there are any."""
     told = []
-    for board in _unseen_boards():
+    for board in plus_boards(ANY, "anew/"):
         named = {one.row.method: one for one in anew.over_trainings([board])}
         ours, plus = named["del"], named["del-plus"]
         asr = f"{_mean(ours.asr)} → {_mean(plus.asr)}"
@@ -140,25 +135,19 @@ def _unseen_summary() -> str:
 
 def _every_attacker() -> list[str]:
     """What each attacker of the whole suite reads of DEL and of DEL+, one training."""
-    paths = sorted(RESULTS.glob("del_plus/attacks/*/leaderboard.json"))
-    found = [Leaderboard.model_validate_json(path.read_text()) for path in paths]
-    rows = [(board, row) for board in found for row in board.rows]
+    rows = [(board, row) for board in plus_boards(ANY, "attacks/") for row in board.rows]
     if not rows:
         return []
     names = list(dict.fromkeys(name for _, row in rows for name in row.asr if name != "worst"))
     return [
         "What every attacker reads, one training:",
         "",
-        f"| attacker | {' | '.join(f'{where(board)}: {_front_end(row)}' for board, row in rows)} |",
+        f"| attacker | {' | '.join(f'{where(board)}: {front_end(row)}' for board, row in rows)} |",
         f"| --- |{' ---: |' * len(rows)}",
         *(f"| {name} | {' | '.join(show(row.asr.get(name), '.1%') for _, row in rows)} |" for name in names),
         f"| **the strongest** | {' | '.join(show(words.worst_attack(row), '.1%') for _, row in rows)} |",
         "",
     ]
-
-
-def _front_end(row: LeaderboardRow) -> str:
-    return row.label.removesuffix(", given value")
 
 
 def plus_summary() -> list[str]:

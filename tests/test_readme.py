@@ -96,13 +96,15 @@ def test_glue_has_its_sentence_and_tables_with_the_tasks_own_figure(
 def test_del_plus_is_quoted_over_its_trainings(readme: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("_del_plus")
     boards = [plus_board(seed, last=2) for seed in (0, 1)] + [plus_board(0, last=0)]
-    monkeypatch.setattr(module, "plus_boards", lambda names: boards)
+    monkeypatch.setattr(module, "plus_boards", lambda names, within="": boards[:1] if within else boards)
     outcome, table = readme.plus_summary()
     assert "in 1 of 1 settings its R is above DEL's" in outcome
+    expected = "no setting was chosen: PTB, 14: R 0.050 → 0.500, strongest attack 26.2% → 26.2%."
+    assert outcome.endswith(expected)
     (line,) = table.splitlines()[2:]
     assert line.startswith("| PTB, 14 | 2 | 0.")
     assert line.endswith("| 26.2% → 26.2% | – → – | – → – | – → – |")
-    monkeypatch.setattr(module, "plus_boards", lambda names: [])
+    monkeypatch.setattr(module, "plus_boards", lambda names, within="": [])
     assert readme.plus_summary() == []
 
 
