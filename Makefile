@@ -47,8 +47,8 @@ $(WEB)/tokenizers.js: web/package.json web/package-lock.json
 quickstart: install  ## Train and evaluate DEL on a small real model and write the report (about 10 minutes)
 	$(BIN)/python -m del_lightning stage=pipeline experiment=quickstart
 
-test: install  ## Run every test
-	$(BIN)/python -m pytest
+test: install  ## Run every test; files of tests are spread over up to four cores
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: install  ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -23,6 +23,12 @@ from transformers import (
 
 from del_lightning.llm import FrozenLLM
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Workers share the cores; so do the processes that a test starts.
+    threads = max(1, (os.cpu_count() or 1) // int(workers))
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
 FAMILIES = ("llama", "qwen2", "gpt2", "opt", "gemma", "gemma2", "gemma3", "mixtral")
 """Learned, offset and rotary positions; scaled embeddings; soft-capped logits; sliding windows; experts."""
 
