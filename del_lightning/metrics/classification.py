@@ -191,8 +191,10 @@ def _ratio(top: Array, bottom: Array, otherwise: float) -> Array:
 
 def _concordant(scores: Array, positive: NDArray[np.bool_], weights: Array) -> Array:
     """Weighted pairs (positive, negative) in the right order, ties half: (R,)."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    above, below = (np.add.reduceat((weights * kind)[:, order], starts, axis=1) for kind in (positive, ~positive))
-    earlier = np.cumsum(below, axis=1) - below
-    return np.asarray((above * (earlier + below / 2)).sum(axis=1))
+    above, below = np.flatnonzero(positive), np.flatnonzero(~positive)
+    below = below[np.argsort(scores[below])]
+    # Column k: the weight of the k negatives of the lowest scores.
+    first = np.zeros((len(weights), len(below) + 1))
+    np.cumsum(weights[:, below], axis=1, out=first[:, 1:])
+    lower, not_higher = (np.searchsorted(scores[below], scores[above], side) for side in ("left", "right"))
+    return np.asarray((weights[:, above] * (first[:, lower] + first[:, not_higher])).sum(axis=1) / 2)
