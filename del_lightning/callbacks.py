@@ -130,8 +130,7 @@ class AttackMonitor(L.Callback):
             return
         if not at_step(trainer, batch_idx, self.every):
             return
-        name = ("attack-monitor", trainer.global_step, trainer.global_rank)
-        hits = self.hits(pl_module.split, batch, stream(*name, device=batch.input_ids.device))
+        hits = self.hits(pl_module.split, batch, pl_module.noise("attack-monitor", trainer.global_step))
         rate = clopper_pearson(*sum_over_ranks(trainer, hits, int(batch.private_mask.sum())))
         values = {"attack/nn_asr": rate.value, "attack/nn_asr_low": rate.low, "attack/nn_asr_high": rate.high}
         pl_module.log_dict(values, batch_size=len(batch.input_ids))  # type: ignore[arg-type]

@@ -9,28 +9,32 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, cast
 
 import psutil
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from del_lightning import ranks
-from del_lightning.config import Config
+from del_lightning.config import SND, Config
 from del_lightning.errors import ConfigError
 from del_lightning.llm import decoder_layers, quiet
+from del_lightning.modules.denoiser import Denoiser
 
 GIB = 1 << 30
+STATE = 16
+"""Bytes of one number that Adam trains: itself, its gradient and two moments, float32."""
 CONTEXT = GIB
 """What CUDA and its libraries take of a device before the first tensor."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on one device while a soft prompt or codec trains; tables of single methods are not in it.
+    """Bytes on one device while the largest training runs; tables of single methods are not in it.
 
     Attributes:
         weights: The frozen model, or this device's share of it and two whole layers.
@@ -39,6 +43,8 @@ class MemoryPlan:
         table: Embeddings of the whole vocabulary in float32.
         context: Taken by the device's own libraries.
         available: Free on each device now.
+        trained: Weights, gradients and Adam's two moments of a denoiser or adapter; those of a soft prompt and a codec
+            are too small to count.
     """
 
     weights: int
@@ -47,11 +53,12 @@ class MemoryPlan:
     table: int
     context: int
     available: int
+    trained: int = 0
 
     @property
     def training(self) -> int:
         """Bytes while something trains."""
-        return self.weights + self.activations + self.table + self.context
+        return self.weights + self.activations + self.table + self.context + self.trained
 
     @property
     def alone(self) -> int:
@@ -66,11 +73,32 @@ class MemoryPlan:
     def summary(self) -> str:
         """One line for people."""
         parts = {"weights": self.weights, "activations": self.activations, "embedding table": self.table}
+        parts |= {name: size for name, size in self._not_always().items() if size}
         return (
             f"memory: {_gib(self.training)} of {_gib(self.available)} free on each device while training ("
             + ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
             + ")"
         )
+
+    def _not_always(self) -> dict[str, int]:
+        return {"denoiser or adapter": self.trained, "device's libraries": self.context}
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A step of one training.
+
+    Attributes:
+        rows: Sequences.
+        tokens: Of each.
+        rank: Of an adapter in the language model; 0: there is none.
+        denoises: Whether a denoiser trains before the language model.
+    """
+
+    rows: int
+    tokens: int
+    rank: int = 0
+    denoises: bool = False
 
 
 def plan(config: Config, architecture: PreTrainedConfig, device: torch.device) -> MemoryPlan:
@@ -88,15 +116,16 @@ def plan(config: Config, architecture: PreTrainedConfig, device: torch.device) -
         )
         model.requires_grad_(False)
         recompute = trainer.activation_checkpointing
-        kept = [kept_for_backward(model, *batch, recompute=recompute) for batch in _batches(config)]
+        activations, trained = max((_taken(model, one, recompute=recompute) for one in _trainings(config)), key=sum)
     whole, together = _bytes(model), trainer.devices * trainer.num_nodes
     return MemoryPlan(
         weights=_spread(model, together) if together > 1 and trainer.strategy == "fsdp" else whole,
         whole=whole,
-        activations=max(kept),
+        activations=activations,
         table=4 * _table(model).numel(),
         context=CONTEXT if device.type == "cuda" else 0,
         available=_available(device) // (1 if device.type == "cuda" else trainer.devices),
+        trained=trained,
     )
 
 
@@ -134,7 +163,61 @@ def _check_main_memory(config: Config, found: MemoryPlan) -> None:
         )
 
 
-def kept_for_backward(model: PreTrainedModel, rows: int, tokens: int, *, recompute: bool = False) -> int:
+def _taken(model: PreTrainedModel, training: _Training, *, recompute: bool) -> tuple[int, int]:
+    """Bytes kept for the backward pass, and those of what trains, if that is an adapter or a denoiser."""
+    denoiser = _denoiser(_table(model).shape[1]) if training.denoises else None
+    with _adapter(model, training.rank) as adapter:
+        kept = kept_for_backward(model, training.rows, training.tokens, recompute=recompute, denoiser=denoiser)
+        numbers = sum(weight.numel() for weight in adapter)
+    return kept, STATE * (numbers + (0 if denoiser is None else sum(one.numel() for one in denoiser.parameters())))
+
+
+def _denoiser(width: int) -> Denoiser:
+    """A denoiser of fake tensors, made without content first: torch copies its layers, and fake ones do not bear it."""
+    with unset_fake_temporarily(), torch.device("meta"):
+        denoiser = Denoiser(width)
+    for module in denoiser.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype)))
+    return denoiser
+
+
+@contextmanager
+def _adapter(model: PreTrainedModel, rank: int) -> Iterator[list[nn.Parameter]]:
+    """A low-rank adapter of fake tensors where PEFT would put one: PEFT itself cannot be built of them.
+
+    Nothing is adapted where PEFT is missing or does not know the architecture; the training refuses that itself.
+    """
+    weights: list[nn.Parameter] = []
+
+    def adapt(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        down = nn.Parameter(torch.empty(rank, args[0].shape[-1]))
+        up = nn.Parameter(torch.empty(output.shape[-1], rank))
+        weights.extend((down, up))
+        change = F.linear(F.linear(args[0].to(down.dtype), down), up)
+        return output + change.to(output.dtype)
+
+    hooks = [module.register_forward_hook(adapt) for module in _adapted(model)] if rank else []
+    try:
+        yield weights
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _adapted(model: PreTrainedModel) -> list[nn.Module]:
+    """The projections that PEFT adapts of itself."""
+    if find_spec("peft") is None:
+        return []
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    names = KNOWN.get(str(model.config.model_type), ())
+    return [module for path, module in model.named_modules() if path.rpartition(".")[2] in names]
+
+
+def kept_for_backward(
+    model: PreTrainedModel, rows: int, tokens: int, *, recompute: bool = False, denoiser: Denoiser | None = None
+) -> int:
     """Bytes that autograd keeps of ``rows`` sequences of ``tokens``, and those of its largest tensor's gradient.
 
     An upper limit: every position's logits are counted, and attention weights, which fused kernels never store.
@@ -144,6 +227,7 @@ def kept_for_backward(model: PreTrainedModel, rows: int, tokens: int, *, recompu
         rows: Sequences at a time.
         tokens: Of each sequence.
         recompute: Of a layer only its input is kept, and one layer at a time is computed again.
+        denoiser: Made of fake tensors; trains on what the model reads.
     """
     table = _table(model)
     inputs = torch.empty(rows, tokens, table.shape[1], dtype=table.dtype, requires_grad=True)
@@ -152,7 +236,11 @@ def kept_for_backward(model: PreTrainedModel, rows: int, tokens: int, *, recompu
         torch.autograd.graph.saved_tensors_hooks(partial(_count, kept), _as_it_is),
         _sizes_of_layers(model, kept) as each,
     ):
-        logits = model(inputs_embeds=inputs, use_cache=False).logits.float()
+        read = inputs
+        if denoiser is not None:
+            real = torch.ones(rows, tokens, dtype=torch.bool)
+            read = inputs + denoiser(inputs, real).to(inputs.dtype)
+        logits = model(inputs_embeds=read, use_cache=False).logits.float()
         # Bound to a name: what a graph keeps is freed with it, and the next tensor would get its number.
         _loss = F.cross_entropy(logits.flatten(0, 1), torch.zeros(rows * tokens, dtype=torch.long))
     total, gradient = sum(kept.values()), max(kept.values(), default=0)
@@ -204,15 +292,18 @@ def _sizes_of_layers(model: nn.Module, kept: Mapping[int, int]) -> Iterator[list
             hook.remove()
 
 
-def _batches(config: Config) -> Iterator[tuple[int, int]]:
-    """Sequences and tokens of a step of each training."""
+def _trainings(config: Config) -> Iterator[_Training]:
+    """What this configuration may train."""
+    prompt, nlu = config.prompt, config.nlu
     if config.stage.name == "nlu":
-        rows = max(config.prompt.batch_size, config.nlu.denoiser.batch_size)
-        yield rows, config.prompt.virtual_tokens + 2 * config.nlu.sentence_tokens
+        tokens = prompt.virtual_tokens + 2 * nlu.sentence_tokens
+        yield _Training(prompt.batch_size, tokens, rank=nlu.lora.rank if "lora" in nlu.ways else 0)
+        if set(nlu.ways) & set(SND):
+            yield _Training(nlu.denoiser.batch_size, tokens, denoises=True)
     else:
-        yield config.prompt.batch_size, config.prompt.virtual_tokens + config.data.train_tokens
+        yield _Training(prompt.batch_size, prompt.virtual_tokens + config.data.train_tokens, rank=config.adapter.rank)
     if config.codec.steps:
-        yield config.codec.batch_size, config.codec.sequence_tokens
+        yield _Training(config.codec.batch_size, config.codec.sequence_tokens)
 
 
 def _spread(model: nn.Module, devices: int) -> int:

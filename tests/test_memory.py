@@ -10,10 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config
 
 from del_lightning import memory
-from del_lightning.config import Config, ModelConfig, PromptConfig, StageConfig, TrainerConfig
+from del_lightning.config import Config, LoraConfig, ModelConfig, PromptConfig, StageConfig, TrainerConfig
 from del_lightning.errors import ConfigError
 from del_lightning.llm import FrozenLLM
 from del_lightning.memory import GIB, MemoryPlan, kept_for_backward, plan
+from del_lightning.modules import Denoiser, low_rank_adapter
 
 Factory = Callable[..., FrozenLLM]
 CPU = torch.device("cpu")
@@ -66,6 +67,42 @@ def test_recomputing_keeps_one_layer_at_a_time(tiny_llm: Factory) -> None:
     inputs = 4 * ROWS * TOKENS * 64
     assert planned(deep, recompute=True) - planned(shallow, recompute=True) == pytest.approx(8 * inputs)
     assert planned(deep) - planned(deep, recompute=True) == pytest.approx(9 * a_layer - 10 * inputs, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_adapter_is_planned_as_peft_has_it(tiny_llm: Factory, family: str, dtype: torch.dtype) -> None:
+    llm = tiny_llm(family, layers=4, hidden=64, dtype=dtype)
+    without = planned(llm.model.config, dtype)
+    with low_rank_adapter(llm, LoraConfig(rank=8), seed=0) as adapter:
+        really, numbers = really_kept(llm), adapter.parameters
+    with FakeTensorMode():
+        model = AutoModelForCausalLM.from_config(llm.model.config, dtype=dtype).requires_grad_(False)
+        kept, trained = memory._taken(model, memory._Training(ROWS, TOKENS, rank=8), recompute=False)
+    assert max(really, 1.02 * without) <= kept <= 1.4 * really
+    assert trained == 16 * numbers
+
+
+def test_a_denoiser_and_an_adapter_count(monkeypatch: pytest.MonkeyPatch, tiny_llm: Factory) -> None:
+    with_memory(monkeypatch, 24)
+    config, architecture = Config(), tiny_llm(hidden=64).model.config
+    adapted = replace(config, adapter=replace(config.adapter, rank=8))
+    assert plan(config, architecture, CPU).trained == 0
+    assert plan(adapted, architecture, CPU).trained == 16 * sum(p.numel() for p in _lora(tiny_llm(hidden=64)))
+    classified = replace(config, stage=StageConfig(name="nlu"))
+    alone, denoised = (
+        plan(replace(classified, nlu=replace(config.nlu, ways=ways)), architecture, CPU)
+        for ways in (["prompt"], ["prompt", "snd"])
+    )
+    assert denoised.trained == 16 * sum(parameter.numel() for parameter in Denoiser(64).parameters())
+    assert denoised.activations > alone.activations
+    assert "denoiser or adapter" in denoised.summary()
+    assert "denoiser or adapter" not in alone.summary()
+
+
+def _lora(llm: FrozenLLM) -> list[torch.nn.Parameter]:
+    with low_rank_adapter(llm, LoraConfig(rank=8), seed=0) as adapter:
+        return list(adapter.weights().values())
 
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, gibibytes: float) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from del_lightning import assets
 from del_lightning.errors import AssetError, ConfigError
@@ -25,9 +27,13 @@ def check_encoder(name: str) -> None:
     """Fail early where :class:`SentenceEncoder` would.
 
     Raises:
-        AssetError: ``name`` is no packaged asset, no model folder and not to be had from the hub.
+        AssetError: ``name`` is no packaged asset, no model folder and not to be had from the hub; or it is a folder
+            whose weights are in pickles.
     """
     source = _source(name)
+    weights = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    if Path(source).is_dir() and not any((Path(source) / file).is_file() for file in weights):
+        raise _unavailable(name, f"it holds no {SAFE_WEIGHTS_NAME}, and no pickle is read")
     try:
         AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -83,8 +89,11 @@ class SentenceEncoder(nn.Module):
         try:
             with quiet():
                 self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-                model = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+                # Where the hub has pickles alone, transformers takes the converted weights that the hub's bot offers.
+                model = AutoModel.from_pretrained(
+                    source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                )
+        except (OSError, ValueError, SafetensorError) as error:
             raise _unavailable(name, _line(error)) from error
         self.model: nn.Module = model.requires_grad_(False).eval()
         self.max_tokens = min(self.tokenizer.model_max_length, model.config.max_position_embeddings)

@@ -1,7 +1,9 @@
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from del_lightning import assets
@@ -94,6 +96,16 @@ def test_missing_encoder_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             check_encoder(name)
         assert str(error.value).startswith("`evaluate.encoder` must be a packaged asset, a folder or a hub id, got")
         assert "\n" not in str(error.value)
+
+
+def test_weights_in_a_pickle_are_refused(folder: str, tmp_path: Path) -> None:
+    place = shutil.copytree(folder, tmp_path / "pickled")
+    weights = load_file(place / "model.safetensors")
+    (place / "model.safetensors").unlink()
+    torch.save(weights, place / "pytorch_model.bin")
+    for load in (check_encoder, SentenceEncoder):
+        with pytest.raises(AssetError, match=r"holds no model\.safetensors, and no pickle is read"):
+            load(str(place))
 
 
 def test_local_encoder_passes_the_check(folder: str) -> None:
