@@ -59,7 +59,7 @@ bench: install  ## Run every benchmark; results go to benchmarks/results
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 replication: install  ## Run everything behind the replication page: DATA=<folder with parquet files> [NAMES="bits-1 ..."]
-	$(BIN)/python benchmarks/_replication.py --data '$(DATA)' $(NAMES)
+	@$(BIN)/python benchmarks/_replication.py --data '$(DATA)' $(NAMES)
 
 site: install  ## Build one static site of all committed results in runs/site
 	$(BIN)/python -m del_lightning stage=report 'report.results=[benchmarks/results]'

@@ -1,4 +1,4 @@
-"""Every run behind the replication page: `make replication DATA=DIR`, a day on two CPU cores; a killed one resumes.
+"""Every run behind the replication page: `make replication DATA=DIR`, days on two CPU cores; a killed one resumes.
 
 Each run is one command of the package; its JSON goes to `results/replication/<name>/`, or to `results/<name>/` where
 the name has a folder of its own (`NAMES=nlu/mrpc`), numbers only. Runs share codec, calibrations and controls in
@@ -87,7 +87,7 @@ JOBS: dict[str, list[str]] = {
         "soft_prompts=[clean,mean,del,gaussian-code,metric-dp]",
         *("evaluate.seeds=[0,1,2]", "matching=[nearest]"),
     ],
-    # The headline comparison with every part trained anew under other seeds; the leaderboards have seed 0.
+    # The headline comparison with every part trained anew under each seed.
     **{
         f"{corpus}-seed-{seed}": [
             *(f"experiment=leaderboard/{corpus}", f"seed={seed}", "targets=[0.1]", "matching=[nearest]"),
@@ -96,7 +96,7 @@ JOBS: dict[str, list[str]] = {
             *("evaluate.seeds=[0,1,2]", "attack.prompts=64"),
         ]
         for corpus in ("ptb", "wikitext2")
-        for seed in (1, 2)
+        for seed in (0, 1, 2)
     },
     # A second language model. Its vocabulary is five times as large, and so are the logits of a batch.
     "gemma-3-270m": [*PTB, "model=gemma3", "targets=[0.1]", "methods=[clean,mean,del,gaussian-code]",
@@ -174,7 +174,8 @@ def settings_of(name: str) -> list[str]:
 def run(name: str, data: str, store: Path) -> None:
     """Run one job, or what is missing of it, and take its JSON."""
     settings = [*settings_of(name), f"data.root={data}", f"out={store}"]
-    subprocess.run([sys.executable, "-m", "del_lightning", *settings], cwd=ROOT, check=True)
+    if code := subprocess.run([sys.executable, "-m", "del_lightning", *settings], cwd=ROOT, check=False).returncode:
+        sys.exit(code)  # what went wrong has been said
     folder = store / "report" / slug_of(title(name))
     target = RESULTS.parent / name if "/" in name else RESULTS / name
     target.mkdir(parents=True, exist_ok=True)
@@ -190,6 +191,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with the corpora as parquet files")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "replication", help="store of the artefacts")
     wanted = parser.parse_args()
+    if not Path(wanted.data or "-").is_dir():
+        parser.error(f"--data must be a folder with the corpora as parquet files, got {wanted.data!r}")
     if unknown := [name for name in wanted.names if name not in JOBS]:
         parser.error(f"name must be one of {', '.join(JOBS)}, got {unknown[0]!r}")
     names = wanted.names or [name for name in JOBS if name not in NEED_GPU or torch.cuda.is_available()]

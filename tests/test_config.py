@@ -92,11 +92,12 @@ def test_classification_has_its_controls_and_bits_in_every_setting(task: str) ->
     config = composed(f"experiment=cpu/{task}")
     runs = config.nlu.runs
     assert (config.stage.name, config.nlu.task, config.targets) == ("nlu", task, [0.02, 0.1, 0.15])
-    # Pairs need more examples, so fewer ways; all of them are in gpu/mrpc and gpu/qqp.
+    # Pairs need more examples, so fewer ways; all of them are in gpu/mrpc and gpu/qqp, below.
     assert set(runs) >= {"linear", "prompt", "snd"}
     assert all({"clean", "mean"} <= set(fronts) for way, fronts in runs.items() if way != "local")
     bits = {f"del@{bits}" for bits in (1, 2, 4)}  # eight in the paper's experiments, below
     assert all(bits <= set(runs[way]) for way in ("linear", "prompt", "snd"))
+    assert "metric-dp" in runs["snd"]  # what the paper compares
     assert config.prompt.steps == config.nlu.denoiser.steps
     assert config.baseline.metric.l2_clip == 7.5
     assert len(config.nlu.seeds) >= 3

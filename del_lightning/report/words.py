@@ -156,7 +156,9 @@ def _fixed(value: float, decimals: int) -> str:
 
 
 def with_interval(estimate: Estimate) -> str:
-    """``25.4 [23.1, 27.4]``."""
+    """``25.4 [23.1, 27.4]``; what is known exactly in full and by itself."""
+    if estimate.interval == "exact":
+        return count(estimate.value)
     return f"{number(estimate.value)} {interval(estimate)}".strip()
 
 

@@ -234,7 +234,7 @@ def test_pareto_front_keeps_what_nobody_beats() -> None:
     [
         ([0.3, 0.2], "agrees"),
         ([-0.3, -0.2], "disagrees"),
-        ([0.3, -0.2], "partly"),
+        ([0.3, -0.2], "mixed"),
         ([0.3, 0.01], "partly"),
         ([0.01], "undecided"),
         ([-0.3, 0.01], "disagrees"),
@@ -262,7 +262,7 @@ def test_without_runs_every_item_says_what_it_lacks() -> None:
         assert len(found.reason) > 20
 
 
-@pytest.mark.parametrize(("mu_cost", "verdict"), [(0.1, "agrees"), (0.01, "partly"), (-0.2, "partly")])
+@pytest.mark.parametrize(("mu_cost", "verdict"), [(0.1, "agrees"), (0.01, "partly"), (-0.2, "mixed")])
 def test_transfer_over_mu_must_help_and_cost(mu_cost: float, verdict: str) -> None:
     assert finding("mu-transfer", make_transfer(mu_cost=mu_cost)).verdict == verdict
 

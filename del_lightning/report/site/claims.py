@@ -13,7 +13,7 @@ from del_lightning.report.schema import Estimate
 from del_lightning.report.site.runs import Run
 
 Outcome = Literal["confirms", "contradicts", "inside the noise"]
-Verdict = Literal["agrees", "disagrees", "partly", "undecided", "not run"]
+Verdict = Literal["agrees", "disagrees", "partly", "mixed", "undecided", "not run"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ def not_run(reason: str) -> Finding:
 def weigh(comparisons: Sequence[Comparison], missing: str, *remarks: str) -> Finding:
     """The verdict on a claim.
 
-    Agrees: every comparison confirms. Disagrees: some contradict and none confirms. Partly: some confirm, others do
-    not. Undecided: all lie inside the noise. Not run: there is none.
+    Agrees: every comparison confirms. Partly: some confirm, the others lie inside the noise. Mixed: some confirm, some
+    contradict. Disagrees: some contradict and none confirms. Undecided: all lie inside the noise. Not run: there is
+    none.
 
     Args:
         comparisons: All that bear on the claim.
@@ -83,7 +84,7 @@ def weigh(comparisons: Sequence[Comparison], missing: str, *remarks: str) -> Fin
     confirmed, contradicted = found.count("confirms"), found.count("contradicts")
     verdict: Verdict = "undecided"
     if confirmed:
-        verdict = "agrees" if confirmed == len(found) else "partly"
+        verdict = "mixed" if contradicted else "agrees" if confirmed == len(found) else "partly"
     elif contradicted:
         verdict = "disagrees"
     sentences = [tally(comparisons), *filter(None, remarks)]

@@ -191,25 +191,30 @@ def _short(board: Leaderboard, row: LeaderboardRow) -> bool:
 
 def payload(runs: Sequence[Run]) -> Finding:
     """Rule: at d = b / 32 a token takes 32 x 32 / n times fewer bits than its fp32 embedding; the headline is n = 1."""
-    found, text = [], []
+    found: dict[tuple[float, ...], Comparison] = {}
+    text: list[str] = []
     for run, board in generation(runs):
         size = quantizer(board)
         if not size or size["dim"] != size["width"] // SAVING:
             continue
         row = next(entry.row for entry in arrange.tested(board) if entry.is_reference)
-        promised = SAVING * SAVING / size["bits"]
-        ratio = row.communication.ratio_fp32
-        what = f"times smaller than an fp32 embedding, d = {size['dim']:g} of b = {size['width']:g}"
-        names = f"sent at n = {size['bits']:g}", "claimed: 32 × 32 / n"
-        found.append(
-            Comparison(
-                (run,), what, (names[0], exact(ratio)), (names[1], exact(promised)), exact(ratio - promised),
-                promised / 100,
-            )
-        )  # fmt: skip
         text += _smaller_text(board, row)
-    finding = weigh(found, f"No loaded run holds DEL at a code width of b / 32. {loaded(runs)}", *text[:1])
-    if finding.verdict == "agrees" and not any(one.first[0].endswith("n = 1") for one in found):
+        promised, ratio = SAVING * SAVING / size["bits"], row.communication.ratio_fp32
+        # What is computed from n, d and b alone says the same in every run of them.
+        found.setdefault(
+            (size["bits"], size["dim"], size["width"], ratio),
+            Comparison(
+                runs=(run,),
+                what=f"times smaller than an fp32 embedding, d = {size['dim']:g} of b = {size['width']:g}",
+                first=(f"sent at n = {size['bits']:g}", exact(ratio)),
+                second=("claimed: 32 × 32 / n", exact(promised)),
+                difference=exact(ratio - promised),
+                margin=promised / 100,
+            ),
+        )
+    compared = list(found.values())
+    finding = weigh(compared, f"No loaded run holds DEL at a code width of b / 32. {loaded(runs)}", *text[:1])
+    if finding.verdict == "agrees" and not any(one.first[0].endswith("n = 1") for one in compared):
         reason = f"{finding.reason} The headline's n = 1 was not run."
         return Finding("partly", reason, finding.comparisons)
     return finding

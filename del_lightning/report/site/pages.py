@@ -24,6 +24,7 @@ _WORDS = {
     "agrees": "agrees",
     "disagrees": "disagrees",
     "partly": "agrees in part",
+    "mixed": "agrees and disagrees",
     "undecided": "undecided",
     "not run": "not run",
 }
