@@ -14,7 +14,7 @@ from del_lightning.config import NluConfig
 from del_lightning.errors import ArtifactError
 from del_lightning.metrics import binary_figures, over_examples, over_seeds
 from del_lightning.metrics.classification import RANGES
-from del_lightning.report.schema import NluLeaderboard, NluRow
+from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
 
 SAME_VALUE = 0.05
 """Largest relative difference between two calibrated values of one level: machines round differently."""
@@ -56,14 +56,14 @@ def _can_join(group: Sequence[NluLeaderboard]) -> bool:
 
 
 def joined(group: Sequence[NluLeaderboard]) -> NluLeaderboard:
-    """One board of a group's seeds.
+    """One board of a group's seeds; no interval ends where its figure cannot be, as those of older boards do.
 
     Raises:
         ArtifactError: As in :func:`merged`.
     """
     first, *others = group
     if not others:
-        return first
+        return first.model_copy(update={"rows": [_cut(row) for row in first.rows]})
     seeds = [seed for board in group for seed in board.seeds]
     config: dict[str, Any] = {**first.config, "nlu": {**first.config["nlu"], "seeds": seeds}}
     return first.model_copy(
@@ -76,6 +76,17 @@ def joined(group: Sequence[NluLeaderboard]) -> NluLeaderboard:
             "generated": max(board.generated for board in group),
         }
     )
+
+
+def _cut(row: NluRow) -> NluRow:
+    cut = {name: _within(estimate, *RANGES[name]) for name, estimate in row.over_seeds.items()}
+    return row.model_copy(update={"over_seeds": cut})
+
+
+def _within(estimate: Estimate, least: float, most: float) -> Estimate:
+    if estimate.low is None or estimate.high is None:
+        return estimate
+    return estimate.model_copy(update={"low": max(estimate.low, least), "high": min(estimate.high, most)})
 
 
 def _row(row: NluRow, others: Sequence[NluLeaderboard], labels: list[int]) -> NluRow:

@@ -8,7 +8,7 @@ import pytest
 from del_lightning.errors import ArtifactError
 from del_lightning.metrics import binary_figures, over_seeds
 from del_lightning.report.merge import groups, merged
-from del_lightning.report.schema import NluLeaderboard
+from del_lightning.report.schema import Estimate, NluLeaderboard
 from del_lightning.report.site import load
 from del_lightning.report.stored import write_board
 from tests.report.test_nlu import board
@@ -89,3 +89,13 @@ def test_settings_younger_than_a_board_do_not_keep_it_apart() -> None:
     assert len(merged([old, new.model_copy(update={"config": younger})])) == 1
     other = {**new.config, "nlu": {**new.config.get("nlu", {}), "draws": 7}}
     assert len(merged([old, new.model_copy(update={"config": other})])) == 2
+
+
+def test_an_older_boards_intervals_end_where_figures_do() -> None:
+    wide = Estimate(value=0.5, n=3, low=-0.5, high=1.5, interval="t")
+    first = seed_board(0)
+    rows = [row.model_copy(update={"over_seeds": dict.fromkeys(row.over_seeds, wide)}) for row in first.rows]
+    [found] = merged([first.model_copy(update={"rows": rows})])
+    for row in found.rows:
+        for name, estimate in row.over_seeds.items():
+            assert (estimate.low, estimate.high) == (-0.5 if name == "matthews" else 0.0, 1.0)
