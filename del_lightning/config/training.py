@@ -91,7 +91,7 @@ class TrainerConfig:
     """How lightning's Trainer runs: devices, precision, checkpoints."""
 
     accelerator: str = "auto"
-    """auto (CUDA where there is one), cuda or cpu."""
+    """auto (CUDA where there is one), cuda (or Lightning's other name for it, gpu) or cpu."""
     devices: int = 1
     """Processes of one machine that train together, one a device (on a CPU, its cores shared between them). Batch
     sizes are those of one process. Calibration, attacks and evaluation run on the first device alone."""
@@ -108,7 +108,7 @@ class TrainerConfig:
     faster, in float32 no faster, after a minute for the compiler; the same numbers up to rounding."""
     accumulate_grad_batches: int = 1
     precision: str = "32-true"
-    """32-true, or bf16-mixed: the frozen LLM computes in bfloat16 while prompts, adapters and denoisers train; what
+    """32-true (32), or bf16-mixed (bf16): the frozen LLM computes in bfloat16 while prompts, adapters and denoisers train; what
     is trained, the front-end, the codec, attacks and evaluation stay in float32 (or `model.dtype`)."""
     progress_bar: bool = True
     checkpoint_every: int = 25
@@ -118,6 +118,8 @@ class TrainerConfig:
     """Training steps between two measurements of the attack success rate; 0 turns them off."""
 
     def __post_init__(self) -> None:
+        self.accelerator = {"gpu": "cuda"}.get(self.accelerator, self.accelerator)
+        self.precision = {"32": "32-true", "bf16": "bf16-mixed"}.get(self.precision, self.precision)
         one_of("trainer.accelerator", self.accelerator, ("auto", "cuda", "cpu"))
         one_of("trainer.precision", self.precision, PRECISIONS)
         one_of("trainer.strategy", self.strategy, STRATEGIES)
