@@ -108,8 +108,8 @@ class TrainerConfig:
     faster, in float32 no faster, after a minute for the compiler; the same numbers up to rounding."""
     accumulate_grad_batches: int = 1
     precision: str = "32-true"
-    """32-true (32), or bf16-mixed (bf16): the frozen LLM computes in bfloat16 while prompts, adapters and denoisers train; what
-    is trained, the front-end, the codec, attacks and evaluation stay in float32 (or `model.dtype`)."""
+    """32-true (32), or bf16-mixed (bf16): the frozen LLM computes in bfloat16 while prompts, adapters and denoisers
+    train; what is trained, the front-end, the codec, attacks and evaluation stay in float32 (or `model.dtype`)."""
     progress_bar: bool = True
     checkpoint_every: int = 25
     """Training steps between two resumable checkpoints."""
