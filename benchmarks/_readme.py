@@ -47,7 +47,7 @@ def section() -> str:
 def page() -> str:
     """The complete tables: one a leaderboard, in the order of their names; the attackers compared; those of GLUE."""
     attacked = [Leaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob("*/attacks.json"))]
-    tables = [_table(board, _entries(board), short=False) for board in boards()]
+    tables = [_table(board, _entries(board), short=False) for board in [*boards(), *elsewhere()]]
     tables += [*trained_anew(), *map(attack_table, attacked), *map(nlu_table, tasks())]
     head = (
         "# Results\n\nWritten by `python benchmarks/_readme.py` from the JSON files here. What the columns mean: "
@@ -59,6 +59,14 @@ def page() -> str:
 def boards() -> list[Leaderboard]:
     """The committed leaderboards of text generation."""
     return [Leaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob("*/leaderboard.json"))]
+
+
+def elsewhere() -> list[Leaderboard]:
+    """The replication runs with a language model or on a data set that no leaderboard has."""
+    paths = sorted((RESULTS / "replication").glob("*/leaderboard.json"))
+    known = {(board.model, board.dataset) for board in boards()}
+    found = [Leaderboard.model_validate_json(path.read_text()) for path in paths]
+    return [board for board in found if (board.model, board.dataset) not in known]
 
 
 def tasks() -> list[NluLeaderboard]:
