@@ -217,9 +217,11 @@ def _machine(artifact: Artifact) -> str:
 
 def capture_environment() -> Environment:
     """Describe the code, packages and hardware of this process."""
+    # Results of an earlier run are no code.
+    status = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)benchmarks/results")
     return Environment(
         revision=_git("rev-parse", "HEAD"),
-        dirty=None if (status := _git("status", "--porcelain", "--untracked-files=no")) is None else bool(status),
+        dirty=None if status is None else bool(status),
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         processor=_processor(),
