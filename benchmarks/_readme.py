@@ -180,7 +180,7 @@ def _glue_cells(board: NluLeaderboard, way: str) -> list[str]:
     private = _private(board, way)
     above = sum(nlu.beats_length(board, row) for row in private)
     return [
-        board.task,
+        f"{board.task}, {board.train_examples} training examples",
         f"{nlu.framework(way)}, {nlu.VARIANTS[way]}",
         show(nlu.majority(board).over_seeds["accuracy"], ".3f"),
         show(clean and clean.over_seeds["accuracy"], ".3f"),
