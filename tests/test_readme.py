@@ -84,7 +84,7 @@ def test_glue_has_its_sentence_and_tables_with_the_tasks_own_figure(
     summary = [line for line in section.splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in summary} == {9}
     assert len(summary) == 2 + len({row.variant for row in private})
-    assert all(line.startswith("| mrpc | ") for line in summary[2:])
+    assert all(line.startswith(f"| mrpc, {board.train_examples} training examples | ") for line in summary[2:])
     table = readme.nlu_table(board)
     headings = next(line for line in table.splitlines() if line.startswith("| front-end"))
     for figure in ("Accuracy", "F1", "AUC"):
