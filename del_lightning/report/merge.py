@@ -6,6 +6,7 @@ lowest one.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +19,9 @@ from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
 
 SAME_VALUE = 0.05
 """Largest relative difference between two calibrated values of one level: machines round differently."""
+
+_SEED = re.compile(r"[\s,:(]*\bseed\W*\d+\)?$", re.IGNORECASE)
+"""The seed at the end of a title."""
 
 
 def groups(boards: Sequence[NluLeaderboard]) -> list[list[NluLeaderboard]]:
@@ -68,6 +72,7 @@ def joined(group: Sequence[NluLeaderboard]) -> NluLeaderboard:
     config: dict[str, Any] = {**first.config, "nlu": {**first.config["nlu"], "seeds": seeds}}
     return first.model_copy(
         update={
+            "title": _title(group),
             "seeds": seeds,
             "rows": [_row(row, others, first.labels) for row in first.rows],
             "config": config,
@@ -76,6 +81,12 @@ def joined(group: Sequence[NluLeaderboard]) -> NluLeaderboard:
             "generated": max(board.generated for board in group),
         }
     )
+
+
+def _title(group: Sequence[NluLeaderboard]) -> str:
+    """What the titles share where they name a seed at the end, otherwise the first one."""
+    names = {_SEED.sub("", board.title) for board in group}
+    return names.pop() or group[0].title if len(names) == 1 else group[0].title
 
 
 def _cut(row: NluRow) -> NluRow:

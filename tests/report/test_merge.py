@@ -45,6 +45,22 @@ def test_figures_are_those_of_all_seeds() -> None:
         assert row.asr == parts[1].rows[number].asr  # attacks read the releases of the first seed
 
 
+@pytest.mark.parametrize(
+    ("titles", "expected"),
+    [
+        (("MRPC, seed 0", "MRPC, seed 1"), "MRPC"),
+        (("MRPC (seed 0)", "MRPC seed-1"), "MRPC"),
+        (("MRPC, seed 0", "Another, seed 1"), "MRPC, seed 0"),
+        (("Seed 0", "Seed 1"), "Seed 0"),
+        (("MRPC", "MRPC"), "MRPC"),
+        (("Linseed 0", "Linseed 1"), "Linseed 0"),
+    ],
+)
+def test_the_title_of_several_names_no_seed(titles: tuple[str, str], expected: str) -> None:
+    [one] = merged([seed_board(seed, title=title) for seed, title in enumerate(titles)])
+    assert one.title == expected
+
+
 def test_other_settings_common_seeds_and_boards_without_scores_stay_apart() -> None:
     first = seed_board(0)
     others = [
