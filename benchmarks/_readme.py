@@ -17,6 +17,8 @@ from del_lightning.report.schema import AttackedSetting, Leaderboard, Leaderboar
 from del_lightning.report.tables import ATTACKED_NOTE, attacked_rows
 
 README, COMPLETE = ROOT / "README.md", RESULTS / "README.md"
+USERS = "snd-user"
+"""The way to classify whose user reads the clean text."""
 DEL_PLUS = ROOT / "docs" / "del_plus.md"
 PICTURES = ROOT / "docs" / "pictures"
 START, END = "<!-- results -->\n", "<!-- end of results -->"
@@ -142,21 +144,21 @@ def nlu_title(board: NluLeaderboard) -> str:
     return f"**GLUE {board.task}{f', {bits.pop()} bits' if len(bits) == 1 else ''}**"
 
 
+def _steps(board: NluLeaderboard) -> int:
+    """Training steps through the model, which tell schedules of one task apart."""
+    return max((row.steps or 0 for row in board.rows), default=0)
+
+
 def glue_outcome(found: list[NluLeaderboard]) -> str:
     """How many private rows of all boards are surely above the length of the text alone, in a sentence."""
-    private = [(board, row) for board in found for row in _private(board)]
+    private = [(board, row) for board in found for row in nlu.private(board) if row.variant != USERS]
     above = sum(nlu.beats_length(board, row) for board, row in private)
     return (
         f"**GLUE.** Classifying text behind every front-end, area under the curve (AUC): {above} of {len(private)} "
-        "private rows are above what the length of the text alone gives, in pairs, over seeds and over examples. "
+        "private rows are above what the length of the text alone gives, in pairs, over seeds and over examples (a "
+        "denoiser at the user, who has the clean text, is not among them). "
         "What that does and does not show: [docs/glue.md](docs/glue.md)."
     )
-
-
-def _private(board: NluLeaderboard, variant: str | None = None) -> list[NluRow]:
-    """Rows behind a mechanism."""
-    rows = (row for row in board.rows if not row.is_control and row.method != "clean")
-    return [row for row in rows if variant in (None, row.variant)]
 
 
 def glue_summary(found: list[NluLeaderboard]) -> str:
@@ -169,7 +171,7 @@ def glue_summary(found: list[NluLeaderboard]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     usual = [board for board in found if any(row.bits == nlu.HEADLINE_BITS for row in board.rows)]
-    shown = [(board, way) for board in usual for way in nlu.variants(board) if _private(board, way)]
+    shown = [(board, way) for board in usual for way in nlu.variants(board) if nlu.private(board, way)]
     return "\n".join([*lines, *(f"| {' | '.join(_glue_cells(board, way))} |" for board, way in shown)])
 
 
@@ -177,17 +179,19 @@ def _glue_cells(board: NluLeaderboard, way: str) -> list[str]:
     clean = next((row for row in board.rows if (row.variant, row.method) == (way, "clean")), None)
     mean, label = nlu.without_text(board, way), nlu.headline(board)
     quoted = None if label is None else nlu.row_of(board, way, label)
-    private = _private(board, way)
+    private = nlu.private(board, way)
     above = sum(nlu.beats_length(board, row) for row in private)
+    # Behind a mean embedding the user still has the clean text: that is no control for the length.
+    users = way == USERS
     return [
-        f"{board.task}, {board.train_examples} training examples",
+        f"{board.task}, {board.train_examples} training examples, {_steps(board)} steps",
         f"{nlu.framework(way)}, {nlu.VARIANTS[way]}",
         show(nlu.majority(board).over_seeds["accuracy"], ".3f"),
         show(clean and clean.over_seeds["accuracy"], ".3f"),
         show(clean and clean.over_seeds["auc"], ".3f"),
-        show(mean and mean.over_seeds["auc"], ".3f"),
+        NONE if users else show(mean and mean.over_seeds["auc"], ".3f"),
         NONE if quoted is None else f"{show(quoted.over_seeds['auc'], '.3f')} {quoted.label.removeprefix('DEL, ')}",
-        f"{above} of {len(private)}",
+        NONE if users else f"{above} of {len(private)}",
     ]
 
 
@@ -208,7 +212,22 @@ def nlu_table(board: NluLeaderboard) -> str:
         "| " + " | ".join(headings) + " |",
         "| --- |" + " ---: |" * (len(headings) - 1),
     ]
-    return "\n".join([*lines, *(f"| {' | '.join(_nlu_cells(board, ways, front))} |" for front in nlu.fronts(board))])
+    lines += [f"| {' | '.join(_nlu_cells(board, ways, front))} |" for front in nlu.fronts(board)]
+    costs = ["What each way asks of both sides:", markdown_rows(nlu.cost_rows(board))]
+    return "\n\n".join(["\n".join(lines), *costs, *_inferred(board)])
+
+
+def _inferred(board: NluLeaderboard) -> list[str]:
+    """What an attacker infers of whole texts, a line a front-end and a column an attribute."""
+    names = list(dict.fromkeys(one.attribute for one in board.attributes))
+    fronts = dict.fromkeys(one.label for one in board.attributes)
+    found = {(one.label, one.attribute): one.auc for one in board.attributes}
+    rows = [
+        {"front-end": label, **{f"{name}: AUC": show(found.get((label, name)), ".3f") for name in names}}
+        for label in fronts
+    ]
+    reading = "What an attacker infers of a whole text; behind the mean embedding that is what its length alone tells:"
+    return [reading, markdown_rows(rows)] if rows else []
 
 
 def _nlu_cells(board: NluLeaderboard, ways: list[str], front: NluRow) -> list[str]:
@@ -218,7 +237,7 @@ def _nlu_cells(board: NluLeaderboard, ways: list[str], front: NluRow) -> list[st
     strongest = max(front.asr.values(), key=lambda rate: rate.value, default=None)
     epsilon = None if front.privacy is None else front.privacy.epsilon_sequence
     return [
-        front.label,
+        nlu.front_name(board, front),
         *figures,
         show(nearest, ".1%"),
         show(strongest, ".1%"),

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -208,6 +208,16 @@ def built_in(artifacts: Iterable[Artifact]) -> Environment:
     last = max((one for one in found if _machine(one) == most), key=lambda one: one.result.started)
     dirty = [one.result.environment.dirty for one in found]
     return last.result.environment.model_copy(update={"dirty": True if True in dirty else dirty[0]})
+
+
+def versions(artifacts: Iterable[Artifact]) -> str:
+    """What versions of the code these artefacts (at least one) come from, in a sentence; empty if it is one version."""
+    found = sorted({one.key: one.result for one in artifacts}.values(), key=lambda result: result.started)
+    parts = Counter((result.environment.revision or "unknown")[:7] for result in found)
+    if len(parts) == 1:
+        return ""
+    named = [f"{count} from revision {revision}" for revision, count in parts.items()]
+    return f"Parts of this board come from different versions of the code, oldest first: {', '.join(named)}."
 
 
 def _machine(artifact: Artifact) -> str:

@@ -16,6 +16,7 @@ from del_lightning.artifacts import (
     capture_environment,
     key_of,
     read_result,
+    versions,
     write_json,
 )
 from del_lightning.checkpoints import EXTENSION
@@ -233,6 +234,19 @@ def test_environment_describes_this_process() -> None:
     assert environment.cores >= 1
     assert environment.memory_gib > 0
     assert (environment.revision is None) == (environment.dirty is None)
+
+
+def test_a_report_says_that_its_parts_are_of_different_versions(tmp_path: Path) -> None:
+    def built(name: str, revision: str | None, started: str) -> Artifact:
+        made = store(tmp_path).get("stage", {"name": name}, nothing)
+        environment = capture_environment().model_copy(update={"revision": revision})
+        update = {"environment": environment, "started": started}
+        return Artifact(made.folder, made.result.model_copy(update=update))
+
+    first, second = built("a", "a" * 40, "2026-01-02"), built("b", "b" * 40, "2026-01-01")
+    assert versions([first, built("c", "a" * 40, "2026-01-03")]) == ""
+    said = versions([first, first, second, built("c", "a" * 40, "2026-01-03")])
+    assert said.endswith("oldest first: 1 from revision bbbbbbb, 2 from revision aaaaaaa.")
 
 
 def test_a_report_names_the_machine_of_its_runs_and_not_its_own(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from types import ModuleType
 
 import pytest
 
+from del_lightning.report import nlu
 from del_lightning.report.schema import Leaderboard
 from tests.report.factory import attacked, make_board, make_large_board, row
 from tests.report.test_nlu import board as nlu_board
@@ -84,13 +85,30 @@ def test_glue_has_its_sentence_and_tables_with_the_tasks_own_figure(
     summary = [line for line in section.splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in summary} == {9}
     assert len(summary) == 2 + len({row.variant for row in private})
-    assert all(line.startswith(f"| mrpc, {board.train_examples} training examples | ") for line in summary[2:])
+    name = f"| mrpc, {board.train_examples} training examples, 40 steps | "
+    assert all(line.startswith(name) for line in summary[2:])
     table = readme.nlu_table(board)
     headings = next(line for line in table.splitlines() if line.startswith("| front-end"))
     for figure in ("Accuracy", "F1", "AUC"):
         assert f"End to end, soft prompt: {figure}" in headings
-    rows = [line for line in table.splitlines() if line.startswith("| ")]
-    assert {line.count("|") for line in rows} == {headings.count("|")}
+    tables = [part.splitlines() for part in table.split("\n\n") if part.startswith("| ")]
+    assert [{line.count("|") for line in lines} for lines in tables] == [{headings.count("|")}, {8}, {3}]
+    assert tables[1][2].startswith("| End to end: soft prompt | ")
+    assert tables[2][0] == "| front-end | mentions a <number>: AUC |"
+
+
+def test_a_user_who_has_the_clean_text_is_not_held_against_the_length(
+    readme: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = nlu_board()
+    users = [row.model_copy(update={"variant": "snd-user"}) for row in board.rows if row.variant == "snd"]
+    private = nlu.private(board)
+    board = board.model_copy(update={"rows": [*board.rows, *users]})
+    assert f" of {len(private)} private rows are above" in readme.glue_outcome([board])
+    [line] = [line for line in readme.glue_summary([board]).splitlines() if "denoiser at the user" in line]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert (cells[5], cells[7]) == ("–", "–")
+    assert "0.613" in cells[6]
 
 
 def test_del_plus_is_quoted_over_its_trainings(readme: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,18 +54,25 @@ class AttributeNetwork(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    length_mean: Tensor
+    length_scale: Tensor
 
     def __init__(self, width: int, attributes: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("length_mean", torch.zeros(()))
+        self.register_buffer("length_scale", torch.ones(()))
         self.token = nn.Sequential(nn.Linear(width, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
         self.text = nn.Linear(2 * WIDTH + 1, attributes)
 
-    def standardise(self, values: Tensor) -> None:
-        """Take mean and spread from tokens (N, r)."""
+    def standardise(self, values: Tensor, lengths: Tensor) -> None:
+        """Take mean and spread from tokens (N, r) and from the logarithms of lengths (S,)."""
         self.mean.copy_(values.mean(dim=0))
         self.scale.copy_(values.std(dim=0).clamp_min(1e-6))
+        logarithms = lengths.to(values).log()
+        self.length_mean.copy_(logarithms.mean())
+        self.length_scale.copy_(logarithms.std().clamp_min(1e-6))
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
         """Log-odds of the attributes (S, A) from tokens (N, r) and the texts' lengths (S,)."""
@@ -76,7 +83,8 @@ class AttributeNetwork(nn.Module):
         pooled = [
             empty.scatter_reduce(0, index, hidden, reduction, include_self=False) for reduction in ("mean", "amax")
         ]
-        odds: Tensor = self.text(torch.cat([*pooled, lengths.to(hidden).log()[:, None]], dim=1))
+        length = (lengths.to(hidden).log() - self.length_mean) / self.length_scale
+        odds: Tensor = self.text(torch.cat([*pooled, length[:, None]], dim=1))
         return odds
 
 
@@ -111,7 +119,7 @@ class AttributeInference:
         with torch.random.fork_rng():
             torch.manual_seed(stream_seed("attribute network", self.seed))
             network = AttributeNetwork(first.shape[1], self.public.attributes.shape[1]).to(device)
-        network.standardise(first)
+        network.standardise(first, self.public.lengths)
         optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         best, kept = float("inf"), network.state_dict()
         for epoch in range(EPOCHS):

@@ -181,6 +181,8 @@ class DenoiserTraining(FrozenBackboneModule):
         clean: Targets by part: ``train`` and ``validation`` number their examples apart.
         config: Schedule.
         seed: Names noise and dropout.
+        prompt_rate: Learning rate of the soft prompt, whose few numbers need a far larger one than a denoiser's
+            millions; None: the denoiser's.
     """
 
     monitor = "val/mse"
@@ -191,9 +193,11 @@ class DenoiserTraining(FrozenBackboneModule):
         clean: dict[str, CleanStates],
         config: DenoiserConfig,
         seed: int = 0,
+        prompt_rate: float | None = None,
     ) -> None:
         super().__init__(config, seed)
         self.model, self.clean = model, clean
+        self.prompt_rate = config.learning_rate if prompt_rate is None else prompt_rate
         # A server's denoiser starts from none at all, which some steps of Adam need not improve upon.
         self.start_counts = isinstance(model, DenoisedSplit)
         self.split.requires_grad_(False)
@@ -223,9 +227,10 @@ class DenoiserTraining(FrozenBackboneModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam with linear decay."""
-        optimizer = torch.optim.Adam(
-            self.trainable().values(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
-        )
+        """Adam with linear decay; the soft prompt at its own rate."""
+        prompt = [] if self.split.prompt is None else list(self.split.prompt.parameters())
+        groups = [{"params": list(self.model.denoiser.parameters()), "lr": self.config.learning_rate}]
+        groups += [{"params": prompt, "lr": self.prompt_rate}] if prompt else []
+        optimizer = torch.optim.Adam(groups, weight_decay=self.config.weight_decay)
         schedule = warmup_then_linear_decay(optimizer, self.config.warmup_steps, self.config.steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}

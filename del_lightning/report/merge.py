@@ -20,6 +20,17 @@ from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
 SAME_VALUE = 0.05
 """Largest relative difference between two calibrated values of one level: machines round differently."""
 
+SHARED = ("seed", "targets", "matching", "mechanism", "codec", "baseline", "prompt", "attack")
+"""Sections of the configuration that parts of one board must share whole."""
+SHARED_NAMES = (
+    ("model", "dtype"),
+    ("model", "revision"),
+    ("trainer", "precision"),
+    ("evaluate", "delta"),
+    ("data", "train_tokens"),
+)
+"""Settings of other sections that they must share."""
+
 _SEED = re.compile(r"[\s,:(]*\bseed\W*\d+\)?$", re.IGNORECASE)
 """The seed at the end of a title."""
 
@@ -45,12 +56,12 @@ def merged(boards: Sequence[NluLeaderboard]) -> list[NluLeaderboard]:
 
 def _setting(board: NluLeaderboard) -> str:
     """What boards must share to be parts of one: all settings but seeds, title and what changes no number."""
-    config = {name: value for name, value in board.config.items() if name in ("targets", "matching", "mechanism")}
     # A setting that is younger than a board had its default there.
     nlu = {**asdict(NluConfig()), **board.config.get("nlu", {})}
     nlu = {name: value for name, value in nlu.items() if name not in ("seeds", "part", "keep_denoisers")}
-    more = {name: board.config.get(name) for name in ("codec", "baseline", "prompt")}
-    return repr((board.task, board.model, board.schedule, sorted(config.items()), sorted(nlu.items()), more))
+    more = {name: board.config.get(name) for name in SHARED}
+    few = {name: board.config.get(section, {}).get(name) for section, name in SHARED_NAMES}
+    return repr((board.task, board.model, board.schedule, sorted(nlu.items()), more, few))
 
 
 def _can_join(group: Sequence[NluLeaderboard]) -> bool:
@@ -77,6 +88,8 @@ def joined(group: Sequence[NluLeaderboard]) -> NluLeaderboard:
             "rows": [_row(row, others, first.labels) for row in first.rows],
             "config": config,
             "overrides": [one for one in first.overrides if not one.startswith(("nlu.seeds=", "title="))],
+            "environment": first.environment.model_copy(update={"dirty": _dirty(group)}),
+            "notes": [*first.notes, *_revisions(group)],
             "wall_seconds": sum(board.wall_seconds for board in group),
             "generated": max(board.generated for board in group),
         }
@@ -87,6 +100,23 @@ def _title(group: Sequence[NluLeaderboard]) -> str:
     """What the titles share where they name a seed at the end, otherwise the first one."""
     names = {_SEED.sub("", board.title) for board in group}
     return names.pop() or group[0].title if len(names) == 1 else group[0].title
+
+
+def _dirty(group: Sequence[NluLeaderboard]) -> bool | None:
+    """Whether any part came from code that was not committed."""
+    found = [board.environment.dirty for board in group]
+    return True if True in found else None if None in found else False
+
+
+def _revisions(group: Sequence[NluLeaderboard]) -> list[str]:
+    """A note where seeds come from different versions of the code."""
+    found: dict[str, list[int]] = {}
+    for board in group:
+        found.setdefault((board.environment.revision or "unknown")[:7], []).extend(board.seeds)
+    if len(found) == 1:
+        return []
+    named = [f"{', '.join(map(str, seeds))} from revision {revision}" for revision, seeds in found.items()]
+    return [f"Seeds were run apart, by different versions of the code: {'; '.join(named)}."]
 
 
 def _cut(row: NluRow) -> NluRow:

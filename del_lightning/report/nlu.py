@@ -108,6 +108,30 @@ def mechanism(row: NluRow) -> str:
     return row.label if row.value is None else row.label.rpartition(", ")[0] or row.label
 
 
+def misses_target(board: NluLeaderboard, row: NluRow) -> bool:
+    """Whether a row stands beside its target because no setting of its front-end is read that often, or that seldom."""
+    calibrations = [one for one in board.calibrations if one.label == mechanism(row)]
+    results = [result for one in calibrations for result in one.found.get(row.matching or "", [])]
+    return any(result.target == row.target and not result.reached for result in results)
+
+
+def front_name(board: NluLeaderboard, front: NluRow) -> str:
+    """The front-end's label, and whether its level is one that it does not reach."""
+    return f"{front.label} (not reached)" if misses_target(board, front) else front.label
+
+
+def private(board: NluLeaderboard, variant: str | None = None) -> list[NluRow]:
+    """Rows behind a mechanism, of one way to classify or all.
+
+    Levels that a mechanism does not reach share the end of its range and are one row; so they count once.
+    """
+    rows = (row for row in board.rows if not row.is_control and row.method != "clean")
+    found: dict[tuple[str, str, float | None], NluRow] = {}
+    for row in (row for row in rows if variant in (None, row.variant)):
+        found.setdefault((row.variant, mechanism(row), row.value), row)
+    return list(found.values())
+
+
 # --- table -----------------------------------------------------------------------------------------------------------
 
 
@@ -228,7 +252,7 @@ def console_table(board: NluLeaderboard) -> Table:
     for front in fronts(board):
         rows = [row_of(board, variant, front.label) for variant in variants(board)]
         cells = [_plain(None if row is None else row.over_seeds["auc"], ".2f") for row in rows]
-        table.add_row(Text(front.label), *cells, _plain(front.asr.get(STRONGEST), ".0%"))
+        table.add_row(Text(front_name(board, front)), *cells, _plain(front.asr.get(STRONGEST), ".0%"))
     never = majority(board).over_seeds
     table.caption = (
         f"{board.eval_examples} examples, {len(board.seeds)} seeds; majority class: accuracy "

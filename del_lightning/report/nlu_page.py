@@ -25,7 +25,9 @@ def command(board: NluLeaderboard) -> str:
 def render_markdown(board: NluLeaderboard) -> str:
     """The report as Markdown. No data-set text."""
     shown = nlu.columns(board)
-    lines = [[front.label, *(column.cell(front).line for column in shown)] for front in nlu.fronts(board)]
+    lines = [
+        [nlu.front_name(board, front), *(column.cell(front).line for column in shown)] for front in nlu.fronts(board)
+    ]
     never = ", ".join(
         f"{nlu.FIGURES[name]} {words.number(nlu.majority(board).over_seeds[name].value)}" for name in nlu.figures(board)
     )
@@ -70,6 +72,7 @@ def _context(board: NluLeaderboard) -> dict[str, Any]:
         "styles": nlu.styles(board),
         "shapes": drawing.shapes(),
         "mechanism": nlu.mechanism,
+        "front_name": nlu.front_name,
         "costs": nlu.cost_rows(board),
         "attributes": nlu.attribute_rows(board),
         "differences": difference_rows(board),

@@ -58,7 +58,7 @@ def _methods(board: NluLeaderboard) -> Iterator[tuple[NluRow, NluRow]]:
     for ours in (row for row in board.rows if row.label == label):
         for theirs in board.rows:
             level = (theirs.variant, theirs.matching, theirs.target) == (ours.variant, ours.matching, ours.target)
-            if level and theirs.method != ours.method:
+            if level and theirs.method != ours.method and not nlu.misses_target(board, theirs):
                 yield ours, theirs
 
 

@@ -10,6 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA_VERSION = 2
 
 
+def _is_missing(found: Any) -> bool:
+    """Whether a number that older boards lack stays out of the file."""
+    return found is None
+
+
 def _is_empty(found: list[Any]) -> bool:
     """Whether a field that older boards lack stays out of the file."""
     return not found
@@ -325,6 +330,9 @@ class NluLeaderboard(Record):
     private_tokens: int
     """Private tokens over all reported examples."""
     seeds: list[int]
+    denoised_prompt_rate: float | None = Field(default=None, exclude_if=_is_missing)
+    """Learning rate of the soft prompt that a denoiser's loss trains; None in boards from before it had its own, whose
+    soft prompts learned at the denoiser's rate and hardly moved."""
     labels: list[int] = Field(default=[], exclude_if=_is_empty)
     """True class of every reported example."""
     rows: list[NluRow]

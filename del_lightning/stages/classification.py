@@ -153,6 +153,8 @@ def _schedule(task: NluTask, variant: str) -> dict[str, Any]:
         found["head"] = config.head
     if variant == "lora":
         found["lora"] = asdict(config.lora)
+    if variant == "snd-prompt":
+        found["rates"] = "of prompt and denoiser"  # it was the denoiser's for both
     if variant in SND:
         found["denoiser"] = asdict(config.denoiser)
     if variant in ("linear", *SND) or (variant in ("prompt", "lora") and config.head == "linear"):
@@ -277,7 +279,8 @@ class _Run:
         clean = {part: self.task.clean(part, self.seed) for part in ("train", "validation")}
         if self.task.ws.config.trainer.strategy == "fsdp":
             self._know_all(clean)
-        self._fit(DenoiserTraining(model, clean, config, self.seed), config.batch_size)
+        rate = self.task.ws.config.prompt.learning_rate
+        self._fit(DenoiserTraining(model, clean, config, self.seed, rate), config.batch_size)
         self.trained[holder] += sum(parameter.numel() for parameter in denoiser.parameters())
         if self.task.config.keep_denoisers:
             state = {name: value.detach().cpu().contiguous() for name, value in denoiser.state_dict().items()}
@@ -318,6 +321,8 @@ class _Run:
     def _cached_head(self, model: SplitModel | UserDenoised, *, hidden: bool) -> Head:
         """A head trained on states that are computed once a draw of noise, and kept with the artefact."""
         width = self.llm.hidden_size
+        # A run that was resumed has drawn other numbers by now than one that was not.
+        torch.manual_seed(stream_seed("nlu head weights", self.variant, self.seed))
         head = self._fitted(model, Head(width, width if hidden else None).to(self.device))
         head.save(self.folder / HEAD)
         holder = "user" if isinstance(model, UserDenoised) else "server"

@@ -17,7 +17,7 @@ from rich import print as rprint
 from rich.console import Console
 
 from del_lightning import ranks
-from del_lightning.artifacts import Artifact, Outcome, built_in
+from del_lightning.artifacts import Artifact, Outcome, built_in, versions
 from del_lightning.attacks import AttributeInference, Texts
 from del_lightning.config import SND
 from del_lightning.data.corpora import check_corpus
@@ -136,11 +136,12 @@ def leaderboard(task: NluTask, runs: list[tuple[str, Front]]) -> NluLeaderboard:
         eval_examples=len(data.rows("test")),
         private_tokens=sum(len(prompt.private_ids) for prompt in data.prompts()),
         seeds=list(task.config.seeds),
+        denoised_prompt_rate=ws.config.prompt.learning_rate if "snd-prompt" in task.config.ways else None,
         labels=data.rows("test").labels,
         rows=[_majority(task), *(_row(task, variant, front, found) for (variant, front), found in artifacts.items())],
         attributes=[entry for front in fronts for entry in attributes(task, front)],
         calibrations=_calibrations(fronts),
-        notes=_notes(task, fronts),
+        notes=[*_notes(task, fronts), *filter(None, [versions(behind)])],
         config=shareable(config),
         overrides=[without_folder(override) for override in ws.overrides if not override.startswith("out=")],
         environment=built_in(behind),
@@ -263,6 +264,7 @@ def _inferred(task: NluTask, front: Front) -> Artifact:
         "method": method_key(front.view, front.setting),
         "data": task.data.fingerprint,
         "texts": ATTRIBUTE_TEXTS,
+        "length": "standardised",
         "seed": task.config.seeds[0],
     }
     return task.ws.store.get("attribute", determined_by, lambda folder: _infer(task, front))

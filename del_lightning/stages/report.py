@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from del_lightning import ranks
-from del_lightning.artifacts import Artifact, built_in
+from del_lightning.artifacts import Artifact, built_in, versions
 from del_lightning.config import Config
 from del_lightning.methods.factory import NEEDS_CODEBOOK
 from del_lightning.metrics import information_retained
@@ -134,7 +134,7 @@ def leaderboard(ws: Workspace, found: list[Setting]) -> Leaderboard:
         curves=list(_curves(ws, found)),
         attack_curves=attack.curves(ws),
         attacked=[attack.attacked(ws, one) for one in [*found, *levels(ws)]] if len(ws.config.attack.suite) > 1 else [],
-        notes=_notes(ws),
+        notes=[*_notes(ws), *filter(None, [versions(artifacts)])],
         config=shareable(asdict(ws.config)),
         overrides=[without_folder(override) for override in ws.overrides if not override.startswith("out=")],
         environment=built_in(artifacts),

@@ -69,6 +69,28 @@ def test_only_the_length_betrays_a_mean_embedding(table: Tensor) -> None:
     assert auc(MeanEmbedding(table), texts(2, 200, longer=True), longer=True) > 0.95
 
 
+@pytest.mark.parametrize("attribute", ["longer", "shorter"])
+def test_a_length_that_tells_little_is_read_the_right_way_round(table: Tensor, attribute: str) -> None:
+    """Real texts differ in length by more than an attribute moves it, and all are far from one token long."""
+    generator = stream("weak length")
+
+    def weak(count: int) -> Texts:
+        has = torch.randint(2, (count, 1), generator=generator)
+        shift = 5 * (has[:, 0] if attribute == "longer" else 1 - has[:, 0])
+        lengths = torch.randint(35, 55, (count,), generator=generator) + shift
+        tokens = torch.randint(8, VOCABULARY, (int(lengths.sum()),), generator=generator)
+        return Texts(tokens, lengths, torch.cat([has, torch.randint(2, (count, 1), generator=generator)], dim=1))
+
+    public, held_out, victims = weak(600), weak(200), weak(400)
+    method = MeanEmbedding(table)
+    release = method.release(victims.tokens[None], stream("victims"))
+    scores = AttributeInference(public, held_out)(method, release, victims.lengths)
+    sign = 1 if attribute == "longer" else -1
+    alone = binary_figures((sign * victims.lengths.double() / 100 + 0.5).numpy(), victims.attributes[:, 0])["auc"]
+    assert alone > 0.6
+    assert binary_figures(scores[:, 0], victims.attributes[:, 0])["auc"] == pytest.approx(alone, abs=0.02)
+
+
 def test_same_seed_same_scores_and_global_randomness_untouched(table: Tensor) -> None:
     victims, method = texts(2, 20), quantised(table, 20.0)
     release = method.release(victims.tokens[None], stream("victims"))

@@ -170,6 +170,19 @@ def train(module: DenoiserTraining, folder: Path, *callbacks: L.Callback) -> Fit
     return fit(module, data, TRAINER, folder, callbacks=callbacks)
 
 
+def test_the_soft_prompt_has_a_learning_rate_of_its_own(llm: FrozenLLM) -> None:
+    split, plain = without_prompt(llm), CleanStates(SplitModel(llm))
+    split.prompt = SoftPrompt.from_text("the cat", 3, llm)
+    model = DenoisedSplit(split, ServerDenoiser(16))
+    module = DenoiserTraining(model, {"train": plain, "validation": plain}, CONFIG, prompt_rate=0.05)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    numbers = sum(parameter.numel() for parameter in model.denoiser.parameters())
+    assert [(sum(p.numel() for p in g["params"]), g["initial_lr"]) for g in groups] == [(numbers, 1e-3), (48, 0.05)]
+    model.prompt = None
+    [alone] = module.configure_optimizers()["optimizer"].param_groups
+    assert alone["initial_lr"] == 1e-3
+
+
 @pytest.mark.parametrize("place", ["server", "prompt", "user"])
 def test_error_falls_and_only_the_denoiser_trains(llm: FrozenLLM, tmp_path: Path, place: str) -> None:
     module = build(llm, place, replace(CONFIG, steps=30, validate_every=15, learning_rate=3e-3))

@@ -14,6 +14,15 @@ from del_lightning.report.stored import write_board
 from tests.report.test_nlu import board
 
 LABELS = [0, 1] * 20
+CHANGED: list[dict[str, object]] = [
+    {"model": {"dtype": "bfloat16"}},
+    {"trainer": {"precision": "bf16-mixed"}},
+    {"evaluate": {"delta": 1e-9}},
+    {"data": {"train_tokens": 7}},
+    {"attack": {"suite": ["nearest"]}},
+    {"seed": 5},
+]
+"""Settings in which a board is another one."""
 
 
 def seed_board(seed: int, **changes: object) -> NluLeaderboard:
@@ -45,6 +54,17 @@ def test_figures_are_those_of_all_seeds() -> None:
         assert row.asr == parts[1].rows[number].asr  # attacks read the releases of the first seed
 
 
+def test_where_the_seeds_come_from_is_said() -> None:
+    first, second, third = (seed_board(seed) for seed in range(3))
+    assert merged([first, second])[0].notes == first.notes
+    assert merged([first, second])[0].environment == first.environment
+    environment = first.environment.model_copy(update={"revision": "fedcba9876", "dirty": True})
+    [one] = merged([first, second.model_copy(update={"environment": environment}), third])
+    assert one.environment.dirty is True
+    seven = (first.environment.revision or "")[:7]
+    assert one.notes[-1].endswith(f"of the code: 0, 2 from revision {seven}; 1 from revision fedcba9.")
+
+
 @pytest.mark.parametrize(
     ("titles", "expected"),
     [
@@ -69,6 +89,10 @@ def test_other_settings_common_seeds_and_boards_without_scores_stay_apart() -> N
         seed_board(1, model="another"),
         seed_board(0),
         seed_board(1).model_copy(update={"labels": []}),
+        *(
+            one.model_copy(update={"config": {**one.config, **changed}})
+            for one, changed in ((seed_board(1), changed) for changed in CHANGED)
+        ),
     ]
     for other in others:
         assert merged([first, other]) == [first, other]

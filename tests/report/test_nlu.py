@@ -12,7 +12,7 @@ from rich.console import Console
 from del_lightning.report import nlu, nlu_page
 from del_lightning.report.schema import Estimate, NluAttribute, NluCost, NluLeaderboard, NluRow
 from del_lightning.report.stored import rounded
-from tests.report.factory import make_board, rate
+from tests.report.factory import calibration, make_board, rate
 
 FRONTS = {
     # label: method, bits, value, target, accuracy, auc, nearest-neighbour ASR
@@ -125,6 +125,43 @@ def test_a_front_end_stands_once_and_controls_first() -> None:
     labels = [front.label for front in nlu.fronts(board())]
     assert sorted(labels) == sorted(FRONTS)
     assert labels[:2] == ["Clean prompt", "Mean embedding"]
+
+
+def one_bit_out_of_reach() -> NluLeaderboard:
+    """DEL at one bit ends at mu 19 for its target and for one above."""
+    made = calibration("del", "DEL, 1 bit")
+    result = made.found["nearest"][0]
+    reached = {0.1: False, 0.02: True}
+    made.found["nearest"] = [
+        result.model_copy(update={"target": target, "reached": found}) for target, found in reached.items()
+    ]
+    above = [
+        one.model_copy(update={"label": "DEL, 1 bit, ASR 0.15", "target": 0.15})
+        for one in board().rows
+        if one.label == "DEL, 1 bit, ASR 0.1"
+    ]
+    made.found["nearest"].append(result.model_copy(update={"target": 0.15, "reached": False}))
+    return board(rows=[*board().rows, *above], calibrations=[made])
+
+
+def test_a_level_that_is_not_reached_says_so_in_every_table() -> None:
+    made = one_bit_out_of_reach()
+    named = {nlu.front_name(made, front) for front in nlu.fronts(made)}
+    assert {name for name in named if "DEL" in name} == {
+        "DEL, 1 bit, ASR 0.1 (not reached)",
+        "DEL, 1 bit, ASR 0.15 (not reached)",
+        "DEL, 4 bits, ASR 0.02",
+        "DEL, 4 bits, ASR 0.1",
+    }
+    page, markdown = nlu_page.render_html(made), nlu_page.render_markdown(made)
+    assert all(text.count("DEL, 1 bit, ASR 0.15 (not reached)") == 1 for text in (page, markdown))
+
+
+def test_levels_that_share_the_end_of_the_range_are_one_private_row() -> None:
+    made = one_bit_out_of_reach()
+    labels = ["DEL, 1 bit, ASR 0.1", "DEL, 4 bits, ASR 0.02", "DEL, 4 bits, ASR 0.1"]
+    assert [row.label for row in nlu.private(made, "snd")] == labels
+    assert len(nlu.private(made)) == 2 * len(labels)
 
 
 def test_a_way_that_was_not_run_behind_a_front_end_leaves_a_gap() -> None:

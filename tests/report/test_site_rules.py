@@ -16,7 +16,7 @@ from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow, N
 from del_lightning.report.site import load, own_settings, rules
 from del_lightning.report.site.claims import Finding
 from del_lightning.report.site.runs import Run
-from tests.report.factory import attack_curve, estimate, make_board, make_large_board, rate
+from tests.report.factory import attack_curve, calibration, estimate, make_board, make_large_board, rate
 from tests.report.test_nlu import board as make_nlu
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def test_success_must_fall_with_privacy() -> None:
 
 @pytest.mark.parametrize(("prompted", "verdict"), [(0.9, "agrees"), (0.3, "disagrees"), (0.532, "undecided")])
 def test_a_soft_prompt_must_help_over_seeds_and_over_examples(prompted: float, verdict: str) -> None:
-    board = make_nlu()
+    board = make_nlu(denoised_prompt_rate=0.01)
     plain = [row for row in board.rows if row.variant == "snd" and row.target == 0.02]
     better = {"accuracy": rate(prompted), "auc": rate(prompted, 200)}
     rows = [
@@ -80,7 +80,28 @@ def test_a_soft_prompt_must_help_over_seeds_and_over_examples(prompted: float, v
     ]
     found = judged(rules.understanding, board.model_copy(update={"rows": [*board.rows, *rows]}))
     assert found.verdict == verdict
+    old = judged(rules.understanding, make_nlu(rows=[*board.rows, *rows]))
+    assert (old.verdict, old.comparisons) == ("not run", ())
+    assert "Soft prompts learned at the denoiser's rate and are not judged in Made-up GLUE." in old.reason
     assert judged(rules.understanding, make_nlu(task="sst2")).verdict == "not run"
+
+
+def test_mechanisms_are_compared_where_both_reach_the_level() -> None:
+    board = make_nlu()
+    metric = [
+        row.model_copy(update={"method": "metric-dp", "label": row.label.replace("DEL, 4 bits", "Metric DP")})
+        for row in board.rows
+        if row.variant == "snd" and row.bits == 4
+    ]
+    made = [calibration("del", "DEL, 1 bit"), calibration("metric-dp", "Metric DP", "eta")]
+    made[0].found["nearest"] = [one.model_copy(update={"reached": False}) for one in made[0].found["nearest"]]
+    compared = judged(rules.understanding, board.model_copy(update={"rows": [*board.rows, *metric]})).comparisons
+    assert len(compared) == 3
+    changed = {"rows": [*board.rows, *metric], "calibrations": made}
+    few = judged(rules.understanding, board.model_copy(update=changed)).comparisons
+    assert [one.first[0].split(":")[0] for one in few] == ["DEL, 4 bits, ASR 0.02", "DEL, 4 bits, ASR 0.1"]
+    made[1].found["nearest"] = [one.model_copy(update={"reached": False}) for one in made[1].found["nearest"]]
+    assert judged(rules.understanding, board.model_copy(update=changed)).comparisons == ()
 
 
 def wide(dim: int, ppl: float, mu: float) -> Leaderboard:
@@ -150,8 +171,8 @@ def test_rows_of_two_boards_are_paired_prompt_by_prompt(nll: list[float], verdic
 def test_a_target_that_few_bits_cannot_reach_is_named() -> None:
     few, most = coarse(1, 50.0), coarse(8, 50.0)
     assert not any("cannot reach" in one.what for one in judged(own_settings.bits, few, most).comparisons)
-    for calibration in few.calibrations:
-        for results in calibration.found.values():
+    for made in few.calibrations:
+        for results in made.found.values():
             results[:] = [result.model_copy(update={"reached": False}) for result in results]
     found = judged(own_settings.bits, few, most).comparisons
     assert all("which n = 1 cannot reach at any mu" in one.what for one in found if "ASR" in one.what)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from del_lightning.assets import packaged_path
@@ -33,7 +35,7 @@ from del_lightning.llm import FrozenLLM
 from del_lightning.methods import Footprint
 from del_lightning.methods.controls import Clean
 from del_lightning.methods.metric import MetricDP
-from del_lightning.modules import Head
+from del_lightning.modules import DenoiserTraining, Head
 from del_lightning.prompt import SoftPrompt
 from del_lightning.report.schema import NluLeaderboard, NluRow
 from del_lightning.seeding import stream
@@ -300,9 +302,7 @@ def test_a_second_run_builds_nothing(finished: Path, model: Path, root: Path) ->
     assert list(finished.rglob("*.ckpt*")) == []
 
 
-def test_a_run_that_was_cut_short_ends_with_the_same_scores(
-    finished: Path, model: Path, root: Path, tmp_path: Path
-) -> None:
+def test_a_run_depends_on_no_run_before_it(finished: Path, model: Path, root: Path, tmp_path: Path) -> None:
     """Alone and in another folder: nothing depends on the runs before it."""
     config = config_for(model, root, tmp_path)
     task = NluTask(Workspace(config))
@@ -310,6 +310,32 @@ def test_a_run_that_was_cut_short_ends_with_the_same_scores(
         front = task.fronts("del@4")[1]
         artifact = ensure(task, variant, front, SEEDS[1])
         assert read_scores(artifact) == json.loads((finished / "nlu" / artifact.key / "scores.json").read_text())
+
+
+def test_a_killed_denoiser_goes_on_to_the_same_head(
+    model: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head behind it is drawn after the training, and must not depend on what was drawn in it."""
+
+    def head(folder: Path) -> dict[str, Tensor]:
+        config = config_for(model, root, folder)
+        denoiser = replace(config.nlu.denoiser, steps=4, learning_rate=0.01)
+        nlu_config = replace(config.nlu, denoiser=denoiser)
+        task = NluTask(Workspace(replace(config, nlu=nlu_config, trainer=replace(config.trainer, checkpoint_every=1))))
+        return load_file(ensure(task, "snd", task.fronts("del@4")[1], SEEDS[0]).folder / "head.safetensors")
+
+    def kill(module: DenoiserTraining, *_: object) -> None:
+        if module.global_step == 3:
+            raise KeyboardInterrupt
+
+    expected = head(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(DenoiserTraining, "on_train_batch_end", kill)
+        with pytest.raises(KeyboardInterrupt):
+            head(tmp_path / "killed")
+    assert list((tmp_path / "killed").rglob("*.ckpt*"))
+    resumed = head(tmp_path / "killed")
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
 
 
 def test_trained_parts_are_left_in_standard_formats(finished: Path) -> None:

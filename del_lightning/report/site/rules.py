@@ -231,35 +231,49 @@ def understanding(runs: Sequence[Run]) -> Finding:
     mechanism = [one for run, board in boards for one in _against_metric(run, board)]
     prompt = [one for run, board in boards for one in _with_prompt(run, board)]
     tasks = listed([run.data for run, _ in classification(runs)])
-    missing = f"No loaded run classifies MRPC or QQP in the SnD framework behind DEL. Tasks loaded: {tasks or 'none'}."
+    unmoved = _unmoved(board for _, board in boards)
+    missing = (
+        "No loaded run classifies MRPC or QQP in the SnD framework behind DEL and what it is compared with. "
+        f"Tasks loaded: {tasks or 'none'}. {unmoved}"
+    ).rstrip()
     parts = (
         f"Quantizer against metric DP: {tally(mechanism)}" if mechanism else "",
         f"With against without soft prompt: {tally(prompt)}" if prompt else "",
+        unmoved,
         _above_length(board for _, board in boards),
     )
     return weigh([*mechanism, *prompt], missing, *parts)
 
 
 def _against_metric(run: Run, board: NluLeaderboard) -> Iterator[Comparison]:
-    for ours in _snd(board):
+    for ours in (row for row in _snd(board) if not nlu.misses_target(board, row)):
         for theirs in board.rows:
             same = (theirs.variant, theirs.matching, theirs.target) == (ours.variant, ours.matching, ours.target)
-            if theirs.method in METRIC and same:
+            if theirs.method in METRIC and same and not nlu.misses_target(board, theirs):
                 yield _auc(run, board, ours, theirs)
 
 
 def _with_prompt(run: Run, board: NluLeaderboard) -> Iterator[Comparison]:
+    if board.denoised_prompt_rate is None:
+        return
     for ours in _snd(board):
         without = nlu.row_of(board, "snd", ours.label)
         if ours.variant == "snd-prompt" and without is not None:
             yield _auc(run, board, ours, without)
 
 
+def _unmoved(boards: Iterable[NluLeaderboard]) -> str:
+    """Which boards say nothing about a soft prompt behind a denoiser, although they have one."""
+    found = [board for board in boards if any(row.variant == "snd-prompt" for row in board.rows)]
+    names = [board.title for board in found if board.denoised_prompt_rate is None]
+    return f"Soft prompts learned at the denoiser's rate and are not judged in {listed(names)}." if names else ""
+
+
 def _snd(board: NluLeaderboard) -> list[NluRow]:
     """DEL's rows behind the denoiser at the server, as in the paper, at its own way to match."""
     return [
         row
-        for row in board.rows
+        for row in nlu.private(board)
         if row.method == arrange.REFERENCE and row.variant in ("snd", "snd-prompt") and row.matching == "nearest"
     ]
 
@@ -274,7 +288,7 @@ def _auc(run: Run, board: NluLeaderboard, first: NluRow, second: NluRow) -> Comp
 
 
 def _above_length(boards: Iterable[NluLeaderboard]) -> str:
-    ours = [(board, row) for board in boards for row in board.rows if row.method == arrange.REFERENCE]
+    ours = [(board, row) for board in boards for row in nlu.private(board) if row.method == arrange.REFERENCE]
     ours = [(board, row) for board, row in ours if row.variant in ("snd", "snd-prompt")]
     above = sum(nlu.beats_length(board, row) for board, row in ours)
     return (
