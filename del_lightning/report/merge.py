@@ -21,7 +21,7 @@ SAME_VALUE = 0.05
 """Largest relative difference between two calibrated values of one level: machines round differently."""
 
 SHARED = ("seed", "targets", "matching", "mechanism", "codec", "baseline", "prompt", "attack")
-"""Sections of the configuration that parts of one board must share whole."""
+"""Sections of the configuration that parts of one board must share, all but the attacks that were run."""
 SHARED_NAMES = (
     ("model", "dtype"),
     ("model", "revision"),
@@ -60,6 +60,8 @@ def _setting(board: NluLeaderboard) -> str:
     nlu = {**asdict(NluConfig()), **board.config.get("nlu", {})}
     nlu = {name: value for name, value in nlu.items() if name not in ("seeds", "part", "keep_denoisers")}
     more = {name: board.config.get(name) for name in SHARED}
+    # Attacks that were not run on a later seed's releases are missed by nobody.
+    more["attack"] = {name: value for name, value in (more["attack"] or {}).items() if name != "suite"}
     few = {name: board.config.get(section, {}).get(name) for section, name in SHARED_NAMES}
     return repr((board.task, board.model, board.schedule, sorted(nlu.items()), more, few))
 

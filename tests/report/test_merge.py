@@ -19,7 +19,7 @@ CHANGED: list[dict[str, object]] = [
     {"trainer": {"precision": "bf16-mixed"}},
     {"evaluate": {"delta": 1e-9}},
     {"data": {"train_tokens": 7}},
-    {"attack": {"suite": ["nearest"]}},
+    {"attack": {"suite": ["nearest"], "metric": "euclidean"}},
     {"seed": 5},
 ]
 """Settings in which a board is another one."""
@@ -52,6 +52,14 @@ def test_figures_are_those_of_all_seeds() -> None:
         assert row.over_seeds["accuracy"] == over_seeds(accuracies)
         assert row.over_examples["auc"].n == len(LABELS)
         assert row.asr == parts[1].rows[number].asr  # attacks read the releases of the first seed
+
+
+def test_a_later_seed_need_not_be_attacked_as_the_first_was() -> None:
+    first, second = seed_board(0), seed_board(1)
+    second.config["attack"] = {**second.config["attack"], "suite": ["nearest"]}
+    [one] = merged([first, second])
+    assert one.config["attack"] == first.config["attack"]
+    assert one.rows[-1].asr == first.rows[-1].asr
 
 
 def test_where_the_seeds_come_from_is_said() -> None:
