@@ -151,7 +151,8 @@ def _steps(board: NluLeaderboard) -> int:
 
 def glue_outcome(found: list[NluLeaderboard]) -> str:
     """How many private rows of all boards are surely above the length of the text alone, in a sentence."""
-    private = [(board, row) for board in found for row in nlu.private(board) if row.variant != USERS]
+    repeated = [board for board in found if len(board.seeds) > 1]  # one training has no interval over seeds
+    private = [(board, row) for board in repeated for row in nlu.private(board) if row.variant != USERS]
     above = sum(nlu.beats_length(board, row) for board, row in private)
     return (
         f"**GLUE.** Classifying text behind every front-end, area under the curve (AUC): {above} of {len(private)} "
@@ -183,6 +184,7 @@ def _glue_cells(board: NluLeaderboard, way: str) -> list[str]:
     above = sum(nlu.beats_length(board, row) for row in private)
     # Behind a mean embedding the user still has the clean text: that is no control for the length.
     users = way == USERS
+    counted = not users and len(board.seeds) > 1
     return [
         f"{board.task}, {board.train_examples} training examples, {_steps(board)} steps",
         f"{nlu.framework(way)}, {nlu.VARIANTS[way]}",
@@ -191,7 +193,7 @@ def _glue_cells(board: NluLeaderboard, way: str) -> list[str]:
         show(clean and clean.over_seeds["auc"], ".3f"),
         NONE if users else show(mean and mean.over_seeds["auc"], ".3f"),
         NONE if quoted is None else f"{show(quoted.over_seeds['auc'], '.3f')} {quoted.label.removeprefix('DEL, ')}",
-        NONE if users else f"{above} of {len(private)}",
+        f"{above} of {len(private)}" if counted else NONE,
     ]
 
 

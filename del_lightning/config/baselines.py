@@ -33,10 +33,14 @@ class MetricConfig:
     """Loss for a unit of distance where none is calibrated."""
     l2_clip: float | None = None
     """L2 norm to which the server clips a noisy embedding (post-processing); null leaves it."""
+    clip_to_largest: bool = False
+    """Clip to the largest norm of a clean embedding instead, as SnD does."""
 
     def __post_init__(self) -> None:
         positive("baseline.metric.eta", self.eta)
         positive("baseline.metric.l2_clip", self.l2_clip)
+        once = self.l2_clip is None or not self.clip_to_largest
+        require(once, "baseline.metric.l2_clip", "null with baseline.metric.clip_to_largest", self.l2_clip)
 
 
 @dataclass

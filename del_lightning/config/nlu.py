@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from del_lightning.config.checks import at_least, low_rank, one_of, positive, require
 from del_lightning.config.names import GLUE_TASKS, METHODS, NLU_VARIANTS
 
+_FRONTS = "methods that release every token, rounding ones also as gaussian-code-nbit@2, or del@1 to del@8"
 _AT_BITS = re.compile(r"(del|gaussian-code-nbit|gaussian-embedding-nbit)@[1-8]")
 _NOT_CLASSIFYING = ("inferdpt", "local-only", "del-plus", "del-posterior")
 
@@ -85,22 +87,24 @@ class NluConfig:
     def __post_init__(self) -> None:
         one_of("nlu.task", self.task, GLUE_TASKS)
         one_of("nlu.head", self.head, ("linear", "verbaliser"))
-        require(len(self.ways) > 0, "nlu.ways", "a non-empty list", self.ways)
+        lists: dict[str, list[Any]] = {"ways": self.ways, "fronts": self.fronts, "seeds": self.seeds}
+        lists |= {f"fronts_of.{way}": fronts for way, fronts in self.fronts_of.items()}
+        for key, values in lists.items():
+            require(len(values) > 0, f"nlu.{key}", "a non-empty list", values)
+            require(len(set(values)) == len(values), f"nlu.{key}", "distinct", values)
         for way in self.ways:
             one_of("nlu.ways", way, NLU_VARIANTS)
-        for key, fronts in {"fronts": self.fronts, **{f"fronts_of.{w}": f for w, f in self.fronts_of.items()}}.items():
-            for front in fronts:
-                known = (front in METHODS and front not in _NOT_CLASSIFYING) or _AT_BITS.fullmatch(front)
-                require(bool(known), f"nlu.{key}", "methods that release every token, or del@1 to del@8", front)
         for way in self.fronts_of:
             one_of("nlu.fronts_of", way, NLU_VARIANTS)
-        require(len(self.seeds) > 0, "nlu.seeds", "a non-empty list", self.seeds)
-        require(len(set(self.seeds)) == len(self.seeds), "nlu.seeds", "distinct", self.seeds)
+        for key in (key for key in lists if key.startswith("fronts")):
+            for front in lists[key]:
+                known = (front in METHODS and front not in _NOT_CLASSIFYING) or _AT_BITS.fullmatch(front)
+                require(bool(known), f"nlu.{key}", _FRONTS, front)
         if self.part is not None:
             fits = len(self.part) == 2 and 0 <= self.part[0] < self.part[1]
             require(fits, "nlu.part", "[k, n] with 0 <= k < n", self.part)
-        names = ("train_examples", "selection_examples", "eval_examples", "sentence_tokens", "draws", "eval_batch_size")
-        for key in names:
+        at_least("nlu.train_examples", self.train_examples, 2)  # a head takes the spread of their states
+        for key in ("selection_examples", "eval_examples", "sentence_tokens", "draws", "eval_batch_size"):
             at_least(f"nlu.{key}", getattr(self, key), 1)
 
     @property

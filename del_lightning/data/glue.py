@@ -202,18 +202,24 @@ def load_rows(task: GlueTask, split: str, root: str | None) -> Rows:
     """Rows of GLUE's own split ``train`` or ``validation`` that hold any text.
 
     Raises:
-        DataError: The data cannot be found or read, or a label is neither 0 nor 1.
+        DataError: The data cannot be found or read, a label is neither 0 nor 1, a sentence is no text, or there is
+            none at all.
     """
     names = [*task.columns, "label"]
     columns = (
         _from_hub(task, split, names) if root is None else read_parquet(root, f"{FOLDER}/{task.name}", split, names)
     )
     *texts, labels = columns
+    where = f"split {split!r} of `nlu.task` {task.name!r}"
     if not labels or set(labels) - {0, 1}:
-        found = sorted(set(labels))
-        raise DataError(f"split {split!r} of `nlu.task` {task.name!r} must have labels 0 and 1, got {found}")
+        raise DataError(f"{where} must have labels 0 and 1, got [{', '.join(sorted(map(str, set(labels))))}]")
+    for name, column in zip(task.columns, texts, strict=True):
+        if others := [text for text in column if not isinstance(text, str | None)]:
+            raise DataError(f"{where} must hold text in column {name!r}, got {others[0]!r}")
     stripped = [[(text or "").strip() for text in column] for column in texts]
     kept = [i for i in range(len(labels)) if any(column[i] for column in stripped)]
+    if not kept:
+        raise DataError(f"{where} must hold text, got {len(labels)} rows of blank sentences")
     return Rows(tuple([column[i] for i in kept] for column in stripped), [labels[i] for i in kept])
 
 

@@ -160,6 +160,8 @@ def settings(name: str, baseline: BaselineConfig, mechanism: MechanismConfig) ->
     """Configured settings of a method besides its privacy parameter: its part of an artefact's key."""
     rounding = {"range_sigmas": baseline.gaussian.range_sigmas, "bits": baseline.gaussian.bits or mechanism.bits}
     quantile = {"bound_quantile": baseline.gaussian.bound_quantile}
+    metric: dict[str, Any] = {"l2_clip": baseline.metric.l2_clip}
+    metric |= {"clip_to_largest": True} if baseline.metric.clip_to_largest else {}
     forward = {"delta": baseline.dp_forward.delta, "clip": baseline.dp_forward.clip}
     chosen: dict[str, dict[str, Any]] = {
         "del": {"bits": mechanism.bits, "l2_clip": mechanism.l2_clip},
@@ -168,8 +170,8 @@ def settings(name: str, baseline: BaselineConfig, mechanism: MechanismConfig) ->
         "gaussian-code-nbit": rounding,
         "gaussian-embedding": quantile,
         "gaussian-embedding-nbit": quantile | rounding,
-        "metric-dp": {"l2_clip": baseline.metric.l2_clip},
-        "metric-dp-snd": {"l2_clip": baseline.metric.l2_clip},
+        "metric-dp": metric,
+        "metric-dp-snd": metric,
         "santext-plus": {"fraction": baseline.santext.fraction, "p": baseline.santext.p},
         "custext": {"top_k": baseline.custext.top_k},
         "custext-plus": {"top_k": baseline.custext.top_k, "keep_stop_words": True},

@@ -34,18 +34,23 @@ class _Metric(Method):
     eta: float
     noise: _Noise
 
-    def __init__(self, embedding_table: Tensor, *, eta: float, l2_clip: float | None = None) -> None:
+    def __init__(
+        self, embedding_table: Tensor, *, eta: float, l2_clip: float | None = None, clip_to_largest: bool = False
+    ) -> None:
         """Noise on clean embeddings.
 
         Args:
             embedding_table: Clean embeddings (V, b).
             eta: Loss for a unit of distance, in nats; > 0.
-            l2_clip: Norm to which the server clips what it receives, as SnD does; post-processing.
+            l2_clip: Norm to which the server clips what it receives; post-processing.
+            clip_to_largest: Clip to the largest norm in ``embedding_table`` instead, as SnD does.
 
         Raises:
             ConfigError: An argument is out of range.
         """
         super().__init__(embedding_table)
+        if clip_to_largest:
+            l2_clip = float(torch.linalg.vector_norm(embedding_table, dim=-1).max())
         if l2_clip is not None:
             require_positive("l2_clip", l2_clip)
         self.l2_clip = l2_clip

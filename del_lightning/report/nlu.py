@@ -252,12 +252,15 @@ def console_table(board: NluLeaderboard) -> Table:
     for front in fronts(board):
         rows = [row_of(board, variant, front.label) for variant in variants(board)]
         cells = [_plain(None if row is None else row.over_seeds["auc"], ".2f") for row in rows]
-        table.add_row(Text(front_name(board, front)), *cells, _plain(front.asr.get(STRONGEST), ".0%"))
+        mark = "*" if misses_target(board, front) else ""
+        table.add_row(Text(front.label + mark), *cells, _plain(front.asr.get(STRONGEST), ".0%"))
     never = majority(board).over_seeds
     table.caption = (
-        f"{board.eval_examples} examples, {len(board.seeds)} seeds; majority class: accuracy "
+        f"{board.eval_examples} examples, {words.repeats(board)}; majority class: accuracy "
         f"{never['accuracy'].value:.3f}. Accuracy and intervals are in the report."
     )
+    if any(misses_target(board, front) for front in fronts(board)):
+        table.caption += " * This level is not reached."
     table.caption_justify = "left"
     return table
 
@@ -275,8 +278,22 @@ def setup(board: NluLeaderboard) -> str:
     return (
         f"{board.model} answers GLUE's {board.task} about private text that it receives only through each front-end: "
         f"{words.count(board.eval_examples)} examples, {words.count(board.private_tokens)} private tokens, "
-        f"{words.repeats(board)} with {words.count(board.train_examples)} examples.{schedule}"
+        f"{words.repeats(board)} with {words.count(board.train_examples)} examples.{_head(board)}{schedule}"
     )
+
+
+def _head(board: NluLeaderboard) -> str:
+    """What reads the answer of a tuned model."""
+    if not {row.variant for row in board.rows} & {"prompt", "lora"}:
+        return ""
+    reads = "a linear head" if board.head == "linear" else "label words (a verbaliser)"
+    return f" Behind a soft prompt or adapter the answer is read by {reads}."
+
+
+def averaged(board: NluLeaderboard) -> str:
+    """What a figure in the table is."""
+    number = len(board.seeds)
+    return "One training" if number == 1 else f"Mean over {number} trainings with Student's 95% interval over seeds"
 
 
 def outcome(board: NluLeaderboard) -> list[str]:

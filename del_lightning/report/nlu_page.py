@@ -34,7 +34,7 @@ def render_markdown(board: NluLeaderboard) -> str:
     parts = [f"# {escape(board.title)}", escape(" ".join([nlu.setup(board), *nlu.outcome(board)]))]
     parts += [
         "## Leaderboard",
-        f"Mean over {len(board.seeds)} seeds with Student's 95% interval. Majority class: {never}.",
+        f"{nlu.averaged(board)}. Majority class: {never}.",
     ]
     parts += [markdown_table(["Front-end", *(escape(column.line) for column in shown)], lines)]
     parts += ["## Cost", markdown_rows(nlu.cost_rows(board))]
@@ -63,6 +63,7 @@ def _context(board: NluLeaderboard) -> dict[str, Any]:
         "wall": words.duration(board.wall_seconds),
         "setup": nlu.setup(board),
         "outcome": nlu.outcome(board),
+        "averaged": nlu.averaged(board),
         "columns": shown,
         "rows": [(front, [column.cell(front) for column in shown]) for front in nlu.fronts(board)],
         "majority": [

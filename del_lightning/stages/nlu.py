@@ -61,6 +61,8 @@ def check(ws: Workspace) -> None:
         check_corpus(ws.config.codec.corpus, ws.config.data.root)
     if "lora" in ws.config.nlu.ways:
         check_peft()
+    if ws.config.nlu.head == "verbaliser" and {"prompt", "lora"} & set(ws.config.nlu.ways):
+        _ = NluTask(ws).data.word_ids  # refuses label words that begin alike
     beyond = sorted(set(ws.config.attack.suite) - set(SUITE))
     if beyond:
         raise ConfigError(f"`attack.suite` must be among {', '.join(SUITE)} for stage=nlu, got {beyond[0]!r}")

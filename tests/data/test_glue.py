@@ -243,6 +243,22 @@ def test_what_is_missing_is_named_in_one_line(tmp_path: Path) -> None:
         load_rows(TASKS["sst2"], "train", str(bad))
 
 
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"label": [0, 1, None, 0]}, r"must have labels 0 and 1, got \[0, 1, None\]"),
+        ({"sentence2": [1.5, 2.5, 3.5, 4.5]}, r"must hold text in column 'sentence2', got 1\.5"),
+        ({"sentence1": [" "] * 4, "sentence2": [None, "", " ", "\t"]}, "must hold text, got 4 rows of blank sentences"),
+    ],
+)
+def test_rows_that_are_no_examples_are_an_error_in_one_line(
+    tmp_path: Path, columns: dict[str, list[Any]], complaint: str
+) -> None:
+    root = write(tmp_path, "mrpc", 4, 4, **columns)
+    with pytest.raises(DataError, match=f"split 'train' of `nlu.task` 'mrpc' {complaint}"):
+        load_rows(TASKS["mrpc"], "train", str(root))
+
+
 def test_without_a_root_the_hubs_data_set_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A repository in the hub's layout, one configuration a task, in the place of the hub."""
     hub = write(tmp_path) / "glue"
@@ -294,7 +310,7 @@ def test_glues_classes_are_named_in_the_files_in_that_order(data_root: Path, tas
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["mrpc", "rte", "cola"])
+@pytest.mark.parametrize("task", ["mrpc", "rte", "cola", "sst2", "qqp"])
 def test_real_tasks(data_root: Path, tiny_tokenizer: PreTrainedTokenizerFast, task: str) -> None:
     if not (data_root / "glue" / task).is_dir():
         pytest.skip(f"no {task} at {data_root}")
@@ -302,7 +318,7 @@ def test_real_tasks(data_root: Path, tiny_tokenizer: PreTrainedTokenizerFast, ta
     data = GlueData(TASKS[task], tiny_tokenizer, NluConfig(task=task, train_examples=50), str(data_root))
     sizes = {"mrpc": 408, "rte": 277, "cola": 1043}
     examples = data.part("test")
-    assert len(examples) == sizes[task]
+    assert len(examples) == sizes.get(task, len(examples)) > 200
     assert {example.label for example in examples} == {0, 1}
     assert all(any(example.private) for example in examples)
     assert len(data.part("train", 0)) == 50

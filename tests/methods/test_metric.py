@@ -19,6 +19,18 @@ def test_another_level_is_a_fresh_build(table: Tensor, kind: type[MetricDP]) -> 
     check_another_level(kind(table, eta=3.0, l2_clip=2.0), kind(table, eta=11.0, l2_clip=2.0))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_clip_is_the_largest_clean_norm(table: Tensor, kind: type[MetricDP]) -> None:
+    largest = torch.linalg.vector_norm(table, dim=-1).max()
+    method = kind(table, eta=0.5, clip_to_largest=True)
+    release = method.release(IDS, seeded())
+    norms = torch.linalg.vector_norm(method.restore(release), dim=-1)
+    assert torch.linalg.vector_norm(release.payload, dim=-1).max() > largest
+    torch.testing.assert_close(norms.max(), largest)
+    clean = Release(table[None])
+    torch.testing.assert_close(method.restore(clean), table[None])  # no clean embedding is touched
+
+
 @pytest.mark.parametrize(("kind", "points"), [(MetricDP, 61), (MetricDPReleased, 31)])
 def test_density_integrates_to_one_for_every_token(kind: type[MetricDP], points: int) -> None:
     small = random_table(5, 3)

@@ -54,6 +54,15 @@ def test_figures_are_those_of_all_seeds() -> None:
         assert row.asr == parts[1].rows[number].asr  # attacks read the releases of the first seed
 
 
+def test_a_section_that_a_board_lacks_had_its_defaults() -> None:
+    first, second = seed_board(0), seed_board(1)
+    del second.config["baseline"]["metric"]["l2_clip"]
+    del second.config["evaluate"]
+    assert len(merged([first, second])) == 1
+    second.config["baseline"]["metric"]["unheard_of"] = 1
+    assert len(merged([first, second])) == 2
+
+
 def test_a_later_seed_need_not_be_attacked_as_the_first_was() -> None:
     first, second = seed_board(0), seed_board(1)
     second.config["attack"] = {**second.config["attack"], "suite": ["nearest"]}

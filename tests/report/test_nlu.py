@@ -216,6 +216,12 @@ def test_costs_are_ranges_over_front_ends() -> None:
     assert prompt["Bits sent a text"] == "0 to 1\u202f800"
 
 
+def test_one_training_is_no_mean() -> None:
+    one, three = (nlu_page.render_markdown(board(seeds=seeds)) for seeds in ([0], [0, 1, 2]))
+    assert "One training. Majority class" in one
+    assert "Mean over 3 trainings with Student's 95% interval over seeds. Majority class" in three
+
+
 def test_every_format_holds_the_table(tmp_path: Path) -> None:
     page = nlu_page.write_nlu_report(tmp_path / "report", board())
     html, markdown = page.read_text(), (page.parent / "report.md").read_text()
@@ -262,14 +268,24 @@ def test_mechanisms_are_told_apart_by_shape_and_colour() -> None:
     assert len({(style.colour, style.marker) for style in drawn.values()}) == 2
 
 
-@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
-def test_terminal_shows_values(seeds: list[int]) -> None:
+@pytest.mark.parametrize(("seeds", "trainings"), [([0], "one training"), ([0, 1, 2], "3 trainings")])
+def test_terminal_shows_values(seeds: list[int], trainings: str) -> None:
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(nlu.console_table(board(seeds=seeds)))
     text = console.export_text()
     assert "DEL, 4 bits, ASR 0.1" in text
     assert "0.61" in text
-    assert f"{len(seeds)} seeds" in text
+    assert trainings in text
+    assert "not reached" not in text
+
+
+def test_terminal_marks_levels_that_are_not_reached() -> None:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(nlu.console_table(one_bit_out_of_reach()))
+    text = console.export_text()
+    assert "DEL, 1 bit, ASR 0.15* " in text
+    assert "DEL, 4 bits, ASR 0.1 " in text
+    assert "* This level is not reached." in " ".join(text.split())
 
 
 def test_all_ways_fit_a_terminal_of_80_columns() -> None:

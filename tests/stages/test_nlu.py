@@ -30,6 +30,7 @@ from del_lightning.config import (
     StageConfig,
     TrainerConfig,
 )
+from del_lightning.data.glue import glue_task
 from del_lightning.errors import AssetError, ConfigError, DataError
 from del_lightning.llm import FrozenLLM
 from del_lightning.methods import Footprint
@@ -312,6 +313,10 @@ def test_a_run_depends_on_no_run_before_it(finished: Path, model: Path, root: Pa
         assert read_scores(artifact) == json.loads((finished / "nlu" / artifact.key / "scores.json").read_text())
 
 
+class Killed(Exception):  # noqa: N818
+    pass
+
+
 def test_a_killed_denoiser_goes_on_to_the_same_head(
     model: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,12 +331,12 @@ def test_a_killed_denoiser_goes_on_to_the_same_head(
 
     def kill(module: DenoiserTraining, *_: object) -> None:
         if module.global_step == 3:
-            raise KeyboardInterrupt
+            raise Killed
 
     expected = head(tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(DenoiserTraining, "on_train_batch_end", kill)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             head(tmp_path / "killed")
     assert list((tmp_path / "killed").rglob("*.ckpt*"))
     resumed = head(tmp_path / "killed")
@@ -381,6 +386,30 @@ def test_what_cannot_work_is_said_at_once(model: Path, root: Path, tmp_path: Pat
         replace(config.nlu, fronts=["del-plus"])
     with pytest.raises(ConfigError, match=r"`attack\.suite` must be among .* got 'inverter'"):
         Workspace(replace(config, attack=replace(config.attack, suite=["nearest", "inverter"]))).check()
+
+
+def test_label_words_that_begin_alike_are_refused_before_any_work(
+    model: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = replace(glue_task("mrpc"), words=(" no", " no more"))
+    monkeypatch.setattr("del_lightning.stages.classification.glue_task", lambda _: alike)
+    config = config_for(model, root, tmp_path)
+    with pytest.raises(ConfigError, match=r"`nlu\.head` must be linear .* begin alike, got 'verbaliser'"):
+        Workspace(replace(config, nlu=replace(config.nlu, head="verbaliser"))).check()
+    Workspace(replace(config, nlu=replace(config.nlu, head="verbaliser", ways=["snd"]))).check()
+
+
+def test_a_verbaliser_reads_label_words_and_trains_the_prompt_alone(
+    model: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart = replace(glue_task("mrpc"), words=("no", "yes"))
+    monkeypatch.setattr("del_lightning.stages.classification.glue_task", lambda _: apart)
+    config = config_for(model, root, tmp_path)
+    task = NluTask(Workspace(replace(config, nlu=replace(config.nlu, head="verbaliser"))))
+    artifact = ensure(task, "prompt", task.fronts("clean")[0], SEEDS[0])
+    assert artifact.result.details["trained"] == {"server": 3 * 16, "user": 0}
+    assert not (artifact.folder / "head.safetensors").exists()
+    assert 0 < len(set(read_scores(artifact)["scores"])) <= 20
 
 
 def test_noise_of_two_seeds_differs(model: Path, root: Path, finished: Path) -> None:
