@@ -118,10 +118,10 @@ JOBS: dict[str, list[str]] = {
     # All three levels, for the ways and front-ends of the paper's tables: hours on two CPU cores. MRPC's heads take
     # three times QQP's examples, and so a run a seed; tables show them as one.
     "nlu/qqp-levels": ["experiment=cpu/qqp"],
-    "nlu/mrpc-levels/seed-0": ["experiment=cpu/mrpc", "nlu.seeds=[0]"],
+    "nlu/mrpc-levels-seed-0": ["experiment=cpu/mrpc", "nlu.seeds=[0]"],
     **{
         # A joined table has the attacks of its first seed.
-        f"nlu/mrpc-levels/seed-{seed}": ["experiment=cpu/mrpc", f"nlu.seeds=[{seed}]", "attack.suite=[nearest]"]
+        f"nlu/mrpc-levels-seed-{seed}": ["experiment=cpu/mrpc", f"nlu.seeds=[{seed}]", "attack.suite=[nearest]"]
         for seed in (1, 2)
     },
     # DEL+ beside DEL at one guarantee, everything trained anew under each seed. DEL is read at about the rate named;
@@ -170,7 +170,7 @@ TITLES = {
     "nlu/cola": "CoLA (CPU schedule)",
     "nlu/mrpc": "MRPC (one GPU)",
     "nlu/qqp": "QQP (one GPU)",
-    **{f"nlu/mrpc-levels/seed-{seed}": f"MRPC at three levels, seed {seed}" for seed in range(3)},
+    **{f"nlu/mrpc-levels-seed-{seed}": f"MRPC at three levels, seed {seed}" for seed in range(3)},
     "nlu/qqp-levels": "QQP at three levels",
 }
 """Titles that say more than a run's name."""

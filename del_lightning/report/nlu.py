@@ -348,10 +348,8 @@ def _way(board: NluLeaderboard, variant: str, label: str) -> str:
     if row is None:
         return ""
     mean = without_text(board, variant)
-    parts = [
-        f"{VARIANTS[variant]} {words.with_interval(row.over_seeds['auc'])} over seeds, "
-        f"{words.with_interval(row.over_examples['auc'])} over examples"
-    ]
+    seeds = f"{words.with_interval(row.over_seeds['auc'])} over seeds, " if row.seeds > 1 else ""
+    parts = [f"{VARIANTS[variant]} {seeds}{words.with_interval(row.over_examples['auc'])} over examples"]
     surely = "" if beats_length(board, row) else "not surely "
     if mean is not None:
         sent = "with the mean embedding sent instead" if variant == "snd-user" else "with the length of the text alone"
