@@ -128,6 +128,7 @@ def test_paper_experiments_of_glue_hold_the_papers_hyper_parameters(task: str) -
     assert config.targets == [0.02, 0.1, 0.15]
     assert all({"del@1", "del@2", "del@4", "del@8"} <= set(nlu.runs[way]) for way in ("prompt", "snd", "snd-prompt"))
     assert (config.codec.init, config.codec.bound) == ("random", 0.05)
+    assert config.baseline.metric.clip_to_largest  # as SnD does
 
 
 @pytest.mark.parametrize(("group", "name"), group_files())

@@ -7,7 +7,10 @@ from typing import Any
 from del_lightning.config.checks import at_least, low_rank, one_of, positive, require
 from del_lightning.config.names import GLUE_TASKS, METHODS, NLU_VARIANTS
 
-_FRONTS = "methods that release every token, rounding ones also as gaussian-code-nbit@2, or del@1 to del@8"
+_FRONTS = (
+    "methods that release every token, or with bits from 1 to 8 del@bits, gaussian-code-nbit@bits or "
+    "gaussian-embedding-nbit@bits"
+)
 _AT_BITS = re.compile(r"(del|gaussian-code-nbit|gaussian-embedding-nbit)@[1-8]")
 _NOT_CLASSIFYING = ("inferdpt", "local-only", "del-plus", "del-posterior")
 
@@ -60,7 +63,7 @@ class NluConfig:
     fronts: list[str] = field(default_factory=lambda: ["clean", "mean", "del@1", "del@2", "del@4"])
     """Front-ends that each of them is run behind: methods, or a quantised one at so many bits (del@2)."""
     fronts_of: dict[str, list[str]] = field(default_factory=lambda: {"local": ["clean"]})
-    """Way to classify -> front-ends that it is run behind instead."""
+    """Way to classify -> front-ends that it is run behind instead; of no effect for one that is not in `ways`."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     """Each draws its own training examples, initial weights and noise."""
     part: list[int] | None = None

@@ -210,17 +210,18 @@ def load_rows(task: GlueTask, split: str, root: str | None) -> Rows:
         _from_hub(task, split, names) if root is None else read_parquet(root, f"{FOLDER}/{task.name}", split, names)
     )
     *texts, labels = columns
-    where = f"split {split!r} of `nlu.task` {task.name!r}"
-    if not labels or set(labels) - {0, 1}:
-        raise DataError(f"{where} must have labels 0 and 1, got [{', '.join(sorted(map(str, set(labels))))}]")
+    source = HUB if root is None else f"{FOLDER}/{task.name}/{split}-*.parquet"
+    where = f"split {split!r} of `nlu.task` {task.name!r} ({source})"
+    if others := [label for label in labels if label not in (0, 1)]:
+        raise DataError(f"{where} must hold 0 or 1 in column 'label', got {others[0]!r}")
     for name, column in zip(task.columns, texts, strict=True):
         if others := [text for text in column if not isinstance(text, str | None)]:
             raise DataError(f"{where} must hold text in column {name!r}, got {others[0]!r}")
     stripped = [[(text or "").strip() for text in column] for column in texts]
     kept = [i for i in range(len(labels)) if any(column[i] for column in stripped)]
     if not kept:
-        raise DataError(f"{where} must hold text, got {len(labels)} rows of blank sentences")
-    return Rows(tuple([column[i] for i in kept] for column in stripped), [labels[i] for i in kept])
+        raise DataError(f"{where} must hold text in {' or '.join(task.columns)}, got {len(labels)} rows without any")
+    return Rows(tuple([column[i] for i in kept] for column in stripped), [int(labels[i]) for i in kept])
 
 
 def _from_hub(task: GlueTask, split: str, names: list[str]) -> list[list[Any]]:

@@ -8,13 +8,13 @@ position, which in a causal model alone has seen everything. Only the user's can
 therefore ignore the server: what it reaches with the server's answer blanked out is a control that belongs beside it.
 
 Shape and training are SnD's: six post-norm layers of eight heads, feed-forward width 1024, dropout .2, a linear layer
-behind, no positions; mean squared error, Adam at 1e-4, batches of 16. SnD's clip of the noisy embedding belongs to the
-front-end (``baseline.metric.l2_clip``). Departures: the server's denoiser adds its output to what it is given and
-starts at zero, so that a short training starts from no denoiser and not from none of the text, and stays there if
-validation finds nothing better; and both learn on the
-task's own training texts where SnD takes public ones: nothing they meet later is of another kind, but the classifier
-behind them learns from texts that they have seen. SnD's clip is applied where the release is restored; attackers read
-the vector before it, so that what they read is an upper end.
+behind, no positions; mean squared error, Adam at 1e-4, batches of 16. SnD's clip of the noisy embedding belongs to
+the front-end (``baseline.metric.clip_to_largest``, or ``l2_clip``). Departures: the server's denoiser adds its output
+to what it is given and starts at zero, so that a short training starts from no denoiser and not from none of the
+text, and stays there if validation finds nothing better; and both learn on the task's own training texts where SnD
+takes public ones: nothing they meet later is of another kind, but the classifier behind them learns from texts that
+they have seen. SnD's clip is applied where the release is restored; attackers read the vector before it, so that what
+they read is an upper end.
 """
 
 from collections.abc import Iterator

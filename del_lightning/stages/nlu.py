@@ -54,21 +54,22 @@ def check(ws: Workspace) -> None:
     Raises:
         DelError: A model, data set or setting is missing or impossible.
     """
-    ws.check_memory()
+    ws.check_memory()  # its plan has the denoiser too, and refuses a width that SnD's heads do not divide
     check_glue(ws.config.nlu.task, ws.config.data.root)
     methods = {name.partition("@")[0] for names in ws.config.nlu.runs.values() for name in names}
     if methods & {*NEEDS_CODEC, *NEEDS_FREQUENCIES}:
         check_corpus(ws.config.codec.corpus, ws.config.data.root)
     if "lora" in ws.config.nlu.ways:
         check_peft()
-    if ws.config.nlu.head == "verbaliser" and {"prompt", "lora"} & set(ws.config.nlu.ways):
-        _ = NluTask(ws).data.word_ids  # refuses label words that begin alike
     beyond = sorted(set(ws.config.attack.suite) - set(SUITE))
     if beyond:
         raise ConfigError(f"`attack.suite` must be among {', '.join(SUITE)} for stage=nlu, got {beyond[0]!r}")
     searched = sorted(name for name in methods if ws.parameter(name) and ws.given_value(name) is None)
     if searched and not ws.config.targets:
         raise ConfigError(f"`targets` must hold a success rate to which {', '.join(searched)} are calibrated, got []")
+    if ws.config.nlu.head == "verbaliser" and {"prompt", "lora"} & set(ws.config.nlu.ways):
+        # Refuses label words that begin alike. Last, because the tokenizer comes with the model that `run` needs too.
+        _ = NluTask(ws).data.word_ids
 
 
 def run(ws: Workspace) -> Path | None:

@@ -16,6 +16,8 @@ from del_lightning.methods import (
     GaussianCode,
     GaussianEmbedding,
     Method,
+    MetricDP,
+    MetricDPReleased,
     Parts,
     Santext,
     Vocabulary,
@@ -125,6 +127,16 @@ def test_settings_tell_variants_apart() -> None:
     pairs = (("custext", "custext-plus"), ("dp-forward", "dp-forward-released"), ("santext", "santext-plus"))
     for one, other in pairs:
         assert settings(one, BASELINE, MECHANISM) != settings(other, BASELINE, MECHANISM)
+
+
+@pytest.mark.parametrize("name", ["metric-dp", "metric-dp-snd"])
+def test_a_clip_to_the_largest_norm_is_told_apart_and_changes_no_other_key(name: str) -> None:
+    largest = BaselineConfig(metric=MetricConfig(eta=4.0, clip_to_largest=True))
+    assert settings(name, BaselineConfig(), MECHANISM) == {"l2_clip": None}
+    assert settings(name, largest, MECHANISM) == {"l2_clip": None, "clip_to_largest": True}
+    method = build(name, PARTS, largest, MECHANISM)
+    assert isinstance(method, MetricDP | MetricDPReleased)
+    assert method.l2_clip == pytest.approx(float(torch.linalg.vector_norm(TABLE, dim=-1).max()))
 
 
 def test_what_cannot_be_built_is_refused() -> None:

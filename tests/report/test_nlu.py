@@ -216,6 +216,14 @@ def test_costs_are_ranges_over_front_ends() -> None:
     assert prompt["Bits sent a text"] == "0 to 1\u202f800"
 
 
+@pytest.mark.parametrize(("head", "reads"), [("linear", "a linear head"), ("verbaliser", "label words (a verbaliser)")])
+def test_the_setup_names_what_reads_the_answer(head: str, reads: str) -> None:
+    sentence = f"Behind a soft prompt or adapter the answer is read by {reads}."
+    assert sentence in nlu.setup(board(head=head))
+    others = [row for row in board().rows if row.variant != "prompt"]
+    assert "is read by" not in nlu.setup(board(head=head, rows=others))  # there is nothing that it is behind
+
+
 def test_one_training_is_no_mean() -> None:
     one, three = (nlu_page.render_markdown(board(seeds=seeds)) for seeds in ([0], [0, 1, 2]))
     assert "One training. Majority class" in one

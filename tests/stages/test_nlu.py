@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from del_lightning.assets import packaged_path
 from del_lightning.config import (
     NLU_VARIANTS,
+    SND,
     AttackConfig,
     CodecConfig,
     Config,
@@ -376,7 +377,7 @@ def test_what_cannot_work_is_said_at_once(model: Path, root: Path, tmp_path: Pat
         Workspace(replace(config, nlu=replace(config.nlu, task="qqp"))).check()
     with pytest.raises(ConfigError, match="`targets` must hold a success rate to which del are calibrated"):
         Workspace(replace(config, targets=[])).check()
-    with pytest.raises(ConfigError, match=r"`nlu\.fronts` must be methods .* or del@1 to del@8, got 'del@9'"):
+    with pytest.raises(ConfigError, match=r"`nlu\.fronts` must be methods .* from 1 to 8 del@bits, .* got 'del@9'"):
         replace(config.nlu, fronts=["del@9"])
     with pytest.raises(ConfigError, match=r"`nlu\.fronts_of\.lora` must be methods .* got 'inferdpt'"):
         replace(config.nlu, fronts_of={"lora": ["inferdpt"]})
@@ -388,6 +389,19 @@ def test_what_cannot_work_is_said_at_once(model: Path, root: Path, tmp_path: Pat
         Workspace(replace(config, attack=replace(config.attack, suite=["nearest", "inverter"]))).check()
 
 
+def test_a_width_that_no_denoiser_has_is_refused_before_any_work(
+    tiny_llm: Callable[..., FrozenLLM], root: Path, tmp_path: Path
+) -> None:
+    llm = tiny_llm(hidden=20)
+    llm.model.save_pretrained(tmp_path / "narrow")
+    llm.tokenizer.save_pretrained(tmp_path / "narrow")
+    config = config_for(tmp_path / "narrow", root, tmp_path)
+    for way in SND:
+        with pytest.raises(ConfigError, match="a denoiser needs a model whose hidden size is a multiple of 8, got 20"):
+            Workspace(replace(config, nlu=replace(config.nlu, ways=["prompt", way]))).check()
+    Workspace(replace(config, nlu=replace(config.nlu, ways=["linear", "prompt", "lora"]))).check()
+
+
 def test_label_words_that_begin_alike_are_refused_before_any_work(
     model: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +411,15 @@ def test_label_words_that_begin_alike_are_refused_before_any_work(
     with pytest.raises(ConfigError, match=r"`nlu\.head` must be linear .* begin alike, got 'verbaliser'"):
         Workspace(replace(config, nlu=replace(config.nlu, head="verbaliser"))).check()
     Workspace(replace(config, nlu=replace(config.nlu, head="verbaliser", ways=["snd"]))).check()
+
+
+def test_the_model_is_loaded_only_after_what_needs_no_model_is_checked(model: Path, root: Path, tmp_path: Path) -> None:
+    config = config_for(model, root, tmp_path)
+    verbaliser = replace(config.nlu, head="verbaliser")
+    ws = Workspace(replace(config, nlu=verbaliser, attack=replace(config.attack, suite=["inverter"])))
+    with pytest.raises(ConfigError, match=r"`attack\.suite` must be among"):
+        ws.check()
+    assert "llm" not in ws.__dict__
 
 
 def test_a_verbaliser_reads_label_words_and_trains_the_prompt_alone(
