@@ -33,7 +33,15 @@ from del_lightning.config.names import (
 )
 from del_lightning.config.nlu import DenoiserConfig, LoraConfig, NluConfig
 from del_lightning.config.release import CodebookConfig, CodecConfig, MechanismConfig
-from del_lightning.config.root import SCHEMAS, Config, DataConfig, ModelConfig, StageConfig, register_schemas
+from del_lightning.config.root import (
+    SCHEMAS,
+    Config,
+    DataConfig,
+    ModelConfig,
+    StageConfig,
+    register_schemas,
+    with_defaults,
+)
 from del_lightning.config.sharing import PublishConfig, ServeConfig
 from del_lightning.config.training import AdapterConfig, InverterConfig, LoggerConfig, PromptConfig, TrainerConfig
 
@@ -83,4 +91,5 @@ __all__ = [
     "TrainerConfig",
     "TransferConfig",
     "register_schemas",
+    "with_defaults",
 ]

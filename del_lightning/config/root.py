@@ -1,6 +1,7 @@
 """Model, data, and everything together."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -160,3 +161,21 @@ def register_schemas() -> None:
     store.store(name="schema", node=Config)
     for group, schema in SCHEMAS.items():
         store.store(group=group, name="schema", node=schema)
+
+
+def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a finished run (:class:`Config` as a dictionary), completed.
+
+    One that is younger than the run had its default there.
+    """
+    return _filled(asdict(Config()), settings)
+
+
+def _filled(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    found = {
+        name: _filled(value, given[name])
+        if isinstance(value, dict) and isinstance(given.get(name), dict)
+        else given.get(name, value)
+        for name, value in defaults.items()
+    }
+    return found | {name: value for name, value in given.items() if name not in found}

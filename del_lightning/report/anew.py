@@ -9,10 +9,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from del_lightning.config import with_defaults
 from del_lightning.metrics import bootstrap_ratio, information_retained
 from del_lightning.report import words
 from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow
@@ -60,15 +60,10 @@ def groups(boards: Sequence[Leaderboard]) -> list[list[Leaderboard]]:
     found: dict[str, dict[int, Leaderboard]] = {}
     for board in sorted(boards, key=lambda board: int(board.config["seed"])):
         if any(row.nll_by_prompt for row in board.rows):
-            key = json.dumps([board.dataset, *(_part(board, name) for name in SETTINGS)], sort_keys=True)
+            settings = with_defaults(board.config)
+            key = json.dumps([board.dataset, *(settings[name] for name in SETTINGS)], sort_keys=True)
             found.setdefault(key, {}).setdefault(int(board.config["seed"]), board)
     return [list(group.values()) for group in found.values()]
-
-
-def _part(board: Leaderboard, name: str) -> Any:
-    """One part of a board's configuration; boards from before a setting existed have its default."""
-    part = board.config.get(name)
-    return {"first_prompt": 0, **part} if name == "data" and part else part
 
 
 def over_trainings(group: Sequence[Leaderboard]) -> list[Anew]:

@@ -8,10 +8,9 @@ lowest one.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-from del_lightning.config import Config
+from del_lightning.config import with_defaults
 from del_lightning.errors import ArtifactError
 from del_lightning.metrics import binary_figures, over_examples, over_seeds
 from del_lightning.metrics.classification import RANGES
@@ -56,24 +55,13 @@ def merged(boards: Sequence[NluLeaderboard]) -> list[NluLeaderboard]:
 
 def _setting(board: NluLeaderboard) -> str:
     """What boards must share to be parts of one: all settings but seeds, title and what changes no number."""
-    config = _filled(asdict(Config()), board.config)
+    config = with_defaults(board.config)
     nlu = {name: value for name, value in config["nlu"].items() if name not in ("seeds", "part", "keep_denoisers")}
     more = {name: config[name] for name in SHARED}
     # Attacks that were not run on a later seed's releases are missed by nobody.
     more["attack"] = {name: value for name, value in more["attack"].items() if name != "suite"}
     few = {name: config[section][name] for section, name in SHARED_NAMES}
     return repr((board.task, board.model, board.schedule, sorted(nlu.items()), more, few))
-
-
-def _filled(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Settings in the order of the defaults; one that is younger than a board had its default there."""
-    found = {
-        name: _filled(value, given[name])
-        if isinstance(value, dict) and isinstance(given.get(name), dict)
-        else given.get(name, value)
-        for name, value in defaults.items()
-    }
-    return found | {name: value for name, value in given.items() if name not in found}
 
 
 def _can_join(group: Sequence[NluLeaderboard]) -> bool:

@@ -1,9 +1,11 @@
 """What a method retains over several trainings."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from del_lightning.config import CodebookConfig
 from del_lightning.report import anew
 from del_lightning.report.schema import Leaderboard
 from tests.report.factory import make_board, row
@@ -34,6 +36,15 @@ def test_boards_are_grouped_by_all_but_their_seed() -> None:
     boards.append(board(0, **equal, methods="some"))
     found = [[one.config["seed"] for one in group] for group in anew.groups(boards)]
     assert sorted(found) == [[0], [0], [1], [1, 2]]
+
+
+def test_a_setting_younger_than_a_board_had_its_default() -> None:
+    equal = {"plus": MEAN, "ours": MEAN}
+    old, new = board(0, **equal), board(1, **equal)
+    assert "codebook" not in old.config
+    for last, together in ((CodebookConfig().last, 1), (CodebookConfig().last + 2, 2)):
+        config = {**new.config, "codebook": asdict(CodebookConfig(last=last))}
+        assert len(anew.groups([old, new.model_copy(update={"config": config})])) == together
 
 
 def test_boards_without_numbers_of_each_prompt_are_left_out() -> None:
