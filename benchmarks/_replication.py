@@ -115,7 +115,7 @@ JOBS: dict[str, list[str]] = {
     ],
     "nlu/mrpc": ["experiment=gpu/mrpc"],
     "nlu/qqp": ["experiment=gpu/qqp"],
-    # All three levels, for the ways and front-ends of the paper's tables: hours on two CPU cores. MRPC's heads take
+    # All three levels, for what cpu/pairs names of the ways and front-ends: hours on two CPU cores. MRPC's heads take
     # three times QQP's examples, and so a run a seed; tables show them as one.
     "nlu/qqp-levels": ["experiment=cpu/qqp"],
     "nlu/mrpc-levels-seed-0": ["experiment=cpu/mrpc", "nlu.seeds=[0]"],

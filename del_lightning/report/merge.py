@@ -61,7 +61,8 @@ def _setting(board: NluLeaderboard) -> str:
     # Attacks that were not run on a later seed's releases are missed by nobody.
     more["attack"] = {name: value for name, value in more["attack"].items() if name != "suite"}
     few = {name: config[section][name] for section, name in SHARED_NAMES}
-    return repr((board.task, board.model, board.schedule, sorted(nlu.items()), more, few))
+    alike = (board.task, board.model, board.schedule, board.denoised_prompt_rate)
+    return repr((*alike, sorted(nlu.items()), more, few))
 
 
 def _can_join(group: Sequence[NluLeaderboard]) -> bool:

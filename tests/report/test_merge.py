@@ -104,6 +104,7 @@ def test_other_settings_common_seeds_and_boards_without_scores_stay_apart() -> N
         seed_board(1, task="qqp"),
         seed_board(1, schedule="longer"),
         seed_board(1, model="another"),
+        seed_board(1, denoised_prompt_rate=0.01),
         seed_board(0),
         seed_board(1).model_copy(update={"labels": []}),
         *(
