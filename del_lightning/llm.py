@@ -16,12 +16,12 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     Cache,
     DynamicCache,
@@ -160,11 +160,12 @@ class FrozenLLM(nn.Module):
     def recompute_layers(self) -> None:
         """From now on keep only what enters a decoder layer for the backward pass, and compute the rest again there.
 
-        The same numbers with far less memory and about a third more time: activation checkpointing.
+        The same numbers with far less memory and about a third more time: activation checkpointing. No layer is put
+        into another module, which would rename its weights: adapters are found, saved and loaded by their names.
         """
-        layers = set(decoder_layers(self.model) or ())
-        if not self._recomputes:
-            apply_activation_checkpointing(self.model, check_fn=lambda module: module in layers)
+        layers = decoder_layers(self.model) or ()
+        for layer in layers if not self._recomputes else ():
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         self._recomputes = True
 
     def compile_layers(self) -> None:

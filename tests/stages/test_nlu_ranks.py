@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 def settings(model: Path, root: Path, out: Path, strategy: str | None) -> list[str]:
     """Two processes of half the batch, or one without a strategy, behind a projection: ranks draw no noise.
 
-    ``alone``: one process of half the batch.
+    ``alone``: one process of half the batch. ``fsdp`` recomputes its layers too, as one does for a model that large.
     """
     halved = 2 if strategy else 4
     return [
@@ -53,6 +53,7 @@ def settings(model: Path, root: Path, out: Path, strategy: str | None) -> list[s
         *("trainer.accelerator=cpu", "trainer.progress_bar=false", "logger=none", "attack.tokens=100"),
         f"trainer.devices={1 if strategy in (None, 'alone') else 2}",
         f"trainer.strategy={'fsdp' if strategy == 'fsdp' else 'ddp'}",
+        f"trainer.activation_checkpointing={strategy == 'fsdp'}",
     ]
 
 

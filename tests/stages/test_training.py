@@ -10,14 +10,17 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
 from torch import Tensor
 
 from del_lightning.callbacks import AttackMonitor, CommunicationMonitor, PrivacyMonitor
-from del_lightning.config import CodecConfig, PromptConfig, TrainerConfig
+from del_lightning.config import AdapterConfig, CodecConfig, PromptConfig, TrainerConfig
 from del_lightning.data import Batch
 from del_lightning.errors import ArtifactError
 from del_lightning.llm import FrozenLLM
-from del_lightning.modules import CodecTraining, PromptTuning
+from del_lightning.modules import CodecTraining, PromptTuning, low_rank_adapter
+from del_lightning.modules.adapter import LowRankAdapter
+from del_lightning.prompt import WEIGHTS_FILE
 from del_lightning.split import SplitModel
 from del_lightning.stages.training import Fit, _take_best, determined_by, fit
 from tests.modules.factory import data_for, split_for
@@ -83,10 +86,11 @@ def train(
     config: PromptConfig | CodecConfig = PROMPT,
     trainer: TrainerConfig = TRAINER,
     extra: tuple[L.Callback, ...] = (),
+    adapter: LowRankAdapter | None = None,
 ) -> Trained:
     split = split_for(llm)
     if isinstance(config, PromptConfig):
-        module: Any = PromptTuning(split, config, seed=0)
+        module: Any = PromptTuning(split, config, seed=0, adapter=adapter)
         monitors = (PrivacyMonitor(6), CommunicationMonitor(), AttackMonitor(3))
     else:
         module, monitors = CodecTraining(llm, split.method.codec, config, bits=4, seed=0), ()
@@ -157,6 +161,30 @@ def test_what_was_trained_before_the_kill_is_not_trained_again(tiny_llm: Factory
     count = Count()
     train(tiny_llm(), tmp_path, extra=(count,))
     assert count.steps == 12 - 6
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["plain", "recomputed layers"])
+def test_a_killed_adapter_ends_as_an_uninterrupted_one(tiny_llm: Factory, tmp_path: Path, recompute: bool) -> None:
+    pytest.importorskip("peft")
+
+    def run(name: str, *extra: L.Callback) -> tuple[Trained, dict[str, Tensor]]:
+        llm, folder = tiny_llm(), tmp_path / name
+        if recompute:
+            llm.recompute_layers()
+        with low_rank_adapter(llm, AdapterConfig(rank=2, alpha=4), seed=0) as adapter:
+            found = train(llm, folder, extra=extra, adapter=adapter)
+            adapter.save(folder / "adapter")
+        return found, load_file(folder / "adapter" / WEIGHTS_FILE)
+
+    expected, saved = run("whole")
+    assert "split.prompt.embeddings" in expected[1]
+    assert len(expected[1]) == 1 + len(saved) > 1
+    assert any(weight.any() for name, weight in saved.items() if "lora_B" in name)  # it starts as zero
+    with pytest.raises(Killed):
+        run("cut", KillAt(7, "after"))
+    resumed, again = run("cut")
+    assert_equal(resumed, expected)
+    assert all(torch.equal(again[name], weight) for name, weight in saved.items())
 
 
 @pytest.mark.parametrize(("step", "where"), [(5, "before"), (8, "validation")])
