@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from del_lightning.artifacts import read_result
 from del_lightning.config import Config, ModelConfig, TrainerConfig
 from del_lightning.errors import ConfigError
 from del_lightning.loading import load_llm
@@ -86,6 +87,24 @@ def test_two_processes_train_what_one_does(finished: Callable[[str | None], Path
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     assert one[3].keys() == two[3].keys()
     assert not torch.equal(*(next(iter(parts[3].values())) for parts in (one, two)))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_log_what_one_does(finished: Callable[[str | None], Path], strategy: str) -> None:
+    """Means are those over the global batch, sums are sums over ranks; not merely the same on both."""
+    one, two = histories(finished(None)), histories(finished(strategy))
+    assert len(one) == len(two) == 3  # a codec and the soft prompts that draw no noise
+    figures = {name for history in one for row in history for name in row}
+    assert {"train/loss", "val/perplexity", "communication/megabytes_sent"} <= figures
+    for alone, together in zip(one, two, strict=True):
+        assert together == [pytest.approx(row, rel=1e-4) for row in alone]
+
+
+def histories(out: Path) -> list[list[dict[str, float]]]:
+    """What the codec's training and those of the first two soft prompts logged."""
+    paths = [path for stage in ("codec", "prompt") for path in out.glob(f"{stage}/*/result.json")]
+    first = sorted(paths, key=lambda path: path.stat().st_mtime_ns)[:3]
+    return [read_result(path.parent).history for path in first]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
