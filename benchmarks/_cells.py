@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from del_lightning.methods.factory import NEEDS_PRIOR
+from del_lightning.metrics import over_seeds
 from del_lightning.report import anew, words
 from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow
 
@@ -22,8 +23,8 @@ def once(lines: Iterable[str]) -> list[str]:
 def trainings_table(groups: list[list[Leaderboard]]) -> list[str]:
     """What methods retain over the trainings of each group, as a table."""
     return [
-        "| data, mu | front-end | seeds | R of the mean over trainings | of each training | minus DEL | COH, each | ASR, strongest attack, each |",  # noqa: E501
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| data, mu | front-end | seeds | R of the mean over trainings | R of each training: mean | minus DEL | minus DEL, each training: mean | COH, each | ASR, strongest attack, each |",  # noqa: E501
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *once(f"| {' | '.join(cells)} |" for group in groups for cells in _trainings(group)),
     ]
 
@@ -42,11 +43,18 @@ def _trainings(group: list[Leaderboard]) -> Iterator[list[str]]:
             plus_name(one.row, group[0].config),
             ", ".join(map(str, one.seeds)),
             show(one.retained, ".3f"),
-            ", ".join(f"{value:.3f}" for value in one.each),
+            _each(one.each),
             show(one.gain, ".3f"),
+            _each(one.gain_each),
             ", ".join(f"{value:.3f}" for value in one.coherence),
             ", ".join(f"{value:.1%}" for value in one.asr),
         ]
+
+
+def _each(values: list[float]) -> str:
+    """What every training gave, and their mean with Student's interval over trainings."""
+    mean = f": {show(over_seeds(values), '.3f')}" if len(values) > 1 else ""
+    return ", ".join(f"{value:.3f}" for value in values) + mean if values else NONE
 
 
 def plus_name(row: LeaderboardRow, config: dict[str, Any]) -> str:

@@ -86,7 +86,8 @@ def trained_anew() -> list[str]:
         return []
     head = (
         "**Trained anew.** Every part trained under each of several seeds (replication runs), methods calibrated each "
-        "time. Brackets are 95% intervals over prompts, of the NLL averaged over trainings."
+        "time. Brackets are 95% intervals: over prompts, of the NLL averaged over trainings; behind the colon over "
+        "trainings, by Student's t."
     )
     return ["\n".join([head, "", *trainings_table(several)])]
 

@@ -1,8 +1,8 @@
 """Text-generation leaderboards of one configuration whose every part was trained anew under each of several seeds.
 
 An interval over prompts says how far another choice of prompts would move a number, not how far another training
-would. So what a method retains is shown twice: of the mean over the trainings with its interval over prompts, and
-every training by itself.
+would. So what a method retains is shown twice: of the mean over the trainings with its interval over prompts, and of
+every training by itself, with Student's interval over them.
 """
 
 import json
@@ -40,6 +40,7 @@ class Anew:
         retained: R of the NLL averaged over trainings, interval over prompts.
         each: R of every training.
         gain: R minus that of DEL in the same boards, paired over prompts; None for DEL itself and the controls.
+        gain_each: The same of every training; empty where ``gain`` is None.
         coherence: COH of every training.
         asr: Largest success of any attack, a training.
         read: The same for each of :data:`MEASURES`, of the trainings where it was measured.
@@ -50,6 +51,7 @@ class Anew:
     retained: Estimate
     each: list[float]
     gain: Estimate | None
+    gain_each: list[float]
     coherence: list[float]
     asr: list[float]
     read: dict[str, list[float]]
@@ -75,7 +77,8 @@ def over_trainings(group: Sequence[Leaderboard]) -> list[Anew]:
     shared = [which for which in rows[0] if all(which in board for board in rows)]
     if not {_CLEAN, _MEAN} <= set(shared):
         return []
-    nll = {which: np.mean([board[which].nll_by_prompt for board in rows], axis=0) for which in shared}
+    alone = [{which: np.array(board[which].nll_by_prompt) for which in shared} for board in rows]
+    nll = {which: np.mean([one[which] for one in alone], axis=0) for which in shared}
     tokens = np.array(group[0].reference_tokens, dtype=np.float64)
     return [
         Anew(
@@ -84,6 +87,7 @@ def over_trainings(group: Sequence[Leaderboard]) -> list[Anew]:
             retained=information_retained(nll[_MEAN], nll[which], nll[_CLEAN], tokens),
             each=[found.value for board in rows if (found := board[which].retained) is not None],
             gain=_gain(nll, which, tokens),
+            gain_each=[found.value for one in alone if (found := _gain(one, which, tokens)) is not None],
             coherence=[board[which].coherence.value for board in rows],
             asr=_values([board[which] for board in rows], words.worst_attack),
             read={

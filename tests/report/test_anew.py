@@ -64,6 +64,9 @@ def test_retained_is_of_the_mean_over_trainings_weighted_by_tokens() -> None:
     assert ours.gain is None
     assert plus.gain is not None
     assert plus.gain.value == pytest.approx(12.5 / 70)
+    # Each training by itself: 35 - 0 and 5 - 15 nats.
+    assert plus.gain_each == pytest.approx([35 / 70, -10 / 70])
+    assert ours.gain_each == []
     assert plus.asr == [0.262, 0.262]
     assert len(plus.coherence) == 2
     assert set(plus.read) == set(anew.MEASURES)

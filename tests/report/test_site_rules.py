@@ -1,6 +1,7 @@
 """The rules behind the replication page, on boards whose numbers are turned until the verdict must turn, too."""
 
 import json
+import math
 import re
 import shlex
 import sys
@@ -16,7 +17,16 @@ from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow, N
 from del_lightning.report.site import load, own_settings, rules
 from del_lightning.report.site.claims import Finding
 from del_lightning.report.site.runs import Run
-from tests.report.factory import attack_curve, calibration, estimate, make_board, make_large_board, rate
+from tests.report.factory import (
+    attack_curve,
+    calibration,
+    estimate,
+    make_board,
+    make_large_board,
+    other_row,
+    rate,
+    row,
+)
 from tests.report.test_nlu import board as make_nlu
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +164,11 @@ def test_fewer_bits_may_cost_a_tenth(ppl: float, verdict: str) -> None:
 def by_prompt(board: Leaderboard, nll: list[float]) -> Leaderboard:
     """The board with the NLL of two prompts, and intervals of perplexity too wide to say anything."""
     wide = estimate(50.0, spread=3.0)
-    changed = turned(board, lambda row: {} if row.is_control else {"nll_by_prompt": nll, "perplexity": wide})
+    nothing = [nll + 2 for nll in (3.01, 5.01)]
+    changed = turned(
+        board,
+        lambda row: {"nll_by_prompt": nothing} if row.is_control else {"nll_by_prompt": nll, "perplexity": wide},
+    )
     return changed.model_copy(update={"reference_tokens": [10, 30]})
 
 
@@ -166,6 +180,58 @@ def test_rows_of_two_boards_are_paired_prompt_by_prompt(nll: list[float], verdic
     assert all(one.what.endswith("paired") for one in found.comparisons)
     other = by_prompt(most, [3.01, 5.01]).model_copy(update={"reference_tokens": [10, 31]})
     assert judged(own_settings.bits, by_prompt(few, nll), other).verdict == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("mean", "outcome"), [(70.0, "confirms"), (55.0, "decides nothing"), (40.0, "decides nothing")]
+)
+def test_few_bits_are_enough_only_where_none_are_not(mean: int, outcome: str) -> None:
+    def turn(row: LeaderboardRow) -> dict[str, object]:
+        return {"perplexity": sharp(mean)} if row.method == "mean" else {}
+
+    found = judged(own_settings.bits, *(turned(coarse(bits, 50.0), turn) for bits in (1, 8)))
+    assert {one.outcome for one in found.comparisons} == {outcome}
+    assert found.verdict == ("agrees" if outcome == "confirms" else "undecided")
+    assert ("Nothing is decided where a row that sends no text" in found.reason) == (outcome != "confirms")
+    worse = judged(own_settings.bits, turned(coarse(1, 60.0), turn), turned(coarse(8, 50.0), turn))
+    assert worse.verdict == "disagrees"  # to contradict takes no control
+
+
+def test_rows_that_several_runs_hold_count_once() -> None:
+    board = turned(make_large_board(), lambda row: {"difference": None})
+    copy = board.model_copy(update={"title": "The same rows in another run"})
+    rule = rules.coherence(("rantext", "inferdpt"), "x")
+    once, twice = judged(rule, board), judged(rule, board, copy)
+    assert len(once.comparisons) == len(twice.comparisons) == 6
+    assert twice.reason.split(" A soft prompt")[0] == once.reason.split(" A soft prompt")[0]
+    elsewhere = board.model_copy(update={"dataset": "ptb"})
+    assert len(judged(rule, board, elsewhere).comparisons) == 12
+
+
+def with_gaussian(seed: int, ours: list[float], theirs: list[float]) -> Leaderboard:
+    """Controls, DEL and Gaussian noise on the code with two prompts' NLL, all with a soft prompt."""
+    rows = [
+        *(row("clean", True, nll_by_prompt=[3.0, 3.0]), row("mean", True, nll_by_prompt=[6.0, 6.0])),
+        row(0.1, True, nll_by_prompt=ours),
+        other_row("gaussian-code", "nearest", 0.1, True, nll_by_prompt=theirs),
+    ]
+    board = make_board(rows=rows, reference_tokens=[10, 10])
+    board.config["seed"] = seed
+    return board
+
+
+def test_trainings_of_one_configuration_are_compared_as_one() -> None:
+    boards = [with_gaussian(seed, [4.0 + gap, 5.0 + gap], [4.2, 5.2]) for seed, gap in enumerate((0.0, 0.1, 0.2))]
+    (one,) = judged(rules.gaussian, *boards).comparisons
+    assert len(one.runs) == 3
+    assert "mean of 3 trainings" in one.what
+    assert one.first[1].value == pytest.approx(math.exp(4.6))
+    # .2, .1 and 0 nats ahead: every prompt alike, so the interval is Student's over trainings.
+    assert one.difference.value == pytest.approx(0.1)
+    assert one.difference.low == pytest.approx(0.1 - 4.303 * 0.1 / math.sqrt(3), abs=1e-3)
+    assert one.outcome == "inside the noise"
+    (alone,) = judged(rules.gaussian, boards[0]).comparisons
+    assert (alone.outcome, alone.difference.low) == ("confirms", pytest.approx(0.2))
 
 
 def test_a_target_that_few_bits_cannot_reach_is_named() -> None:

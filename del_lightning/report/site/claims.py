@@ -1,7 +1,7 @@
 """How a claim is held against measured numbers: comparisons with an interval each, and the verdict that they add up to.
 
 A comparison is a difference that is positive where the claim holds. It counts only as far as its 95% interval allows:
-inside the noise it decides nothing, and a verdict says so instead of taking a side.
+inside the noise it takes no side, and where sending nothing might confirm as well it decides nothing.
 """
 
 import math
@@ -12,8 +12,10 @@ from typing import Literal
 from del_lightning.report.schema import Estimate
 from del_lightning.report.site.runs import Run
 
-Outcome = Literal["confirms", "contradicts", "inside the noise"]
+Outcome = Literal["confirms", "contradicts", "inside the noise", "decides nothing"]
 Verdict = Literal["agrees", "disagrees", "partly", "mixed", "undecided", "not run"]
+
+_UNDECIDED = "Nothing is decided where a row that sends no text is not shown to fail the same comparison."
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,14 @@ class Comparison:
     """Two measured numbers of which a claim says how they differ.
 
     Attributes:
-        runs: Where they come from, one or two.
+        runs: Where they come from.
         what: Which figure, matched how.
         first: (row, number) of what the claim favours.
         second: (row, number) of what it is compared with.
         difference: Positive where the claim holds; paired where the results allow it.
         margin: How far below zero the difference may lie before the claim fails.
+        control_fails: Whether a row that sends nothing, in the first one's place, is shown to fail; a comparison that
+            it might pass can contradict but not confirm.
     """
 
     runs: tuple[Run, ...]
@@ -35,13 +39,14 @@ class Comparison:
     second: tuple[str, Estimate]
     difference: Estimate
     margin: float = 0.0
+    control_fails: bool = True
 
     @property
     def outcome(self) -> Outcome:
         """What the interval allows to say."""
         low, high = self.difference.low, self.difference.high
         if low is not None and low > -self.margin:
-            return "confirms"
+            return "confirms" if self.control_fails else "decides nothing"
         if high is not None and high < -self.margin:
             return "contradicts"
         return "inside the noise"
@@ -69,15 +74,16 @@ def not_run(reason: str) -> Finding:
 def weigh(comparisons: Sequence[Comparison], missing: str, *remarks: str) -> Finding:
     """The verdict on a claim.
 
-    Agrees: every comparison confirms. Partly: some confirm, the others lie inside the noise. Mixed: some confirm, some
-    contradict. Disagrees: some contradict and none confirms. Undecided: all lie inside the noise. Not run: there is
-    none.
+    Agrees: every comparison confirms. Partly: some confirm, the others lie inside the noise or decide nothing. Mixed:
+    some confirm, some contradict. Disagrees: some contradict and none confirms. Undecided: none does either. Not run:
+    there is none.
 
     Args:
-        comparisons: All that bear on the claim.
+        comparisons: All that bear on the claim; what several runs share to the last digit counts once.
         missing: Why there are none, should there be none.
         remarks: Sentences behind the count; empty ones are left out.
     """
+    comparisons = distinct(comparisons)
     if not comparisons:
         return not_run(missing)
     found = [one.outcome for one in comparisons]
@@ -87,17 +93,30 @@ def weigh(comparisons: Sequence[Comparison], missing: str, *remarks: str) -> Fin
         verdict = "mixed" if contradicted else "agrees" if confirmed == len(found) else "partly"
     elif contradicted:
         verdict = "disagrees"
-    sentences = [tally(comparisons), *filter(None, remarks)]
+    sentences = [tally(comparisons), *([_UNDECIDED] if "decides nothing" in found else []), *filter(None, remarks)]
     return Finding(verdict, " ".join(sentences), tuple(comparisons))
 
 
+def distinct(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons, one training's numbers once: several runs may hold the same rows."""
+    return list({_numbers(one): one for one in reversed(comparisons)}.values())[::-1]
+
+
+def _numbers(one: Comparison) -> tuple[str, ...]:
+    """What two comparisons have in common only if they are the same measurement."""
+    places = sorted({f"{run.board.model}, {run.data}" for run in one.runs})
+    estimates = (one.first[1], one.second[1], one.difference)
+    return *places, one.what, one.first[0], one.second[0], *(number.model_dump_json() for number in estimates)
+
+
 def tally(comparisons: Sequence[Comparison]) -> str:
-    """How many comparisons confirm, contradict, and lie inside the noise, as a sentence."""
-    found = [one.outcome for one in comparisons]
+    """How many comparisons confirm, contradict, lie inside the noise, and decide nothing, as a sentence."""
+    found = [one.outcome for one in distinct(comparisons)]
     counts = {
         ("confirms", "confirm"): found.count("confirms"),
         ("contradicts", "contradict"): found.count("contradicts"),
         ("lies inside the noise", "lie inside the noise"): found.count("inside the noise"),
+        ("decides nothing", "decide nothing"): found.count("decides nothing"),
     }
     parts = [(count, one if count == 1 else many) for (one, many), count in counts.items() if count]
     if len(found) == 1:

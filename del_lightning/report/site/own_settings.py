@@ -9,9 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-
-from del_lightning.metrics.intervals import bootstrap_ratio
 from del_lightning.report import arrange, words
 from del_lightning.report.schema import (
     Estimate,
@@ -25,14 +22,13 @@ from del_lightning.report.site.claims import (
     Finding,
     exact,
     listed,
-    logarithm,
-    minus,
     negative,
     tally,
     weigh,
 )
-from del_lightning.report.site.rules import TEN_PERCENT, generation, loaded
-from del_lightning.report.site.runs import Run
+from del_lightning.report.site.perplexities import Side, compared
+from del_lightning.report.site.rules import TEN_PERCENT, loaded
+from del_lightning.report.site.runs import Run, generation
 
 BETWEEN_MU = math.sqrt(20 * 60)
 """Below it a mu counts as strict, above it as loose: halfway between the two of the paper's Table 8."""
@@ -92,40 +88,6 @@ def _same_mu(one: LeaderboardRow, other: LeaderboardRow) -> bool:
     return one.value is not None and other.value is not None and math.isclose(one.value, other.value, rel_tol=0.01)
 
 
-def _nats(row: LeaderboardRow) -> Estimate | None:
-    """The row's perplexity as nats a token, where it can be compared."""
-    found = row.perplexity
-    return logarithm(found) if found is not None and 0 < found.value < math.inf else None
-
-
-def _perplexities(
-    runs: tuple[Run, Run], what: str, rows: tuple[LeaderboardRow, LeaderboardRow], names: tuple[str, str], margin: float
-) -> Iterator[Comparison]:
-    """The first row's perplexity is the lower one, or at most so much higher; in nats a token."""
-    ours, theirs = _nats(rows[0]), _nats(rows[1])
-    if ours is not None and theirs is not None and rows[0].perplexity and rows[1].perplexity:
-        first, second = ((name, row.perplexity) for name, row in zip(names, rows, strict=True) if row.perplexity)
-        paired = _paired_nats(runs, rows)
-        if paired is not None:
-            what = f"{what}; difference in nats a token, paired"
-        yield Comparison(runs, what, first, second, paired or minus(theirs, ours), margin)
-
-
-def _paired_nats(runs: tuple[Run, Run], rows: tuple[LeaderboardRow, LeaderboardRow]) -> Estimate | None:
-    """The second row's nats a token minus the first's, prompt by prompt; None where a board does not hold them.
-
-    The runs must have the same prompts, which :func:`peers` sees to.
-    """
-    tokens = [run.board.reference_tokens for run in runs if isinstance(run.board, Leaderboard)]
-    if len(tokens) != len(runs) or tokens[0] != tokens[1]:
-        return None
-    if not all(len(row.nll_by_prompt) == len(tokens[0]) > 0 for row in rows):
-        return None
-    ours, theirs = (np.array(row.nll_by_prompt) for row in rows)
-    weight = np.array(tokens[0])
-    return bootstrap_ratio(weight * (theirs - ours), weight)
-
-
 def width(runs: Sequence[Run]) -> Finding:
     """Rule: a code of b / 32 numbers has the lower perplexity at a strict mu, a wider one at a loose mu."""
     found = [
@@ -151,11 +113,11 @@ def _widths(first: tuple[Run, Leaderboard], second: tuple[Run, Leaderboard]) -> 
         if one.value is None or not _same_mu(one, other):
             continue
         names = [f"d = {size['dim']:g}" for size in sizes]
-        pairs = [(narrow, one, names[0]), (wide, other, names[1])]
+        pair = Side(names[0], [(narrow, small, one)]), Side(names[1], [(wide, large, other)])
         strict = one.value < BETWEEN_MU
-        ours, theirs = pairs if strict else pairs[::-1]
+        ours, theirs = pair if strict else pair[::-1]
         what = f"PPL at a {'strict' if strict else 'loose'} setting: {words.guarantee(one.privacy)}"
-        yield from _perplexities((ours[0], theirs[0]), what, (ours[1], theirs[1]), (ours[2], theirs[2]), 0.0)
+        yield from compared(ours, theirs, what, 0.0)
 
 
 def bits(runs: Sequence[Run]) -> Finding:
@@ -173,7 +135,10 @@ def bits(runs: Sequence[Run]) -> Finding:
                 short = [name for name, one, row in zip(names, (few, most), rows, strict=True) if _short(one[1], row)]
                 if short:
                     matched += f", which {listed(short)} cannot reach at any mu"
-                found += _perplexities((few[0], most[0]), f"PPL at {matched}", rows, names, TEN_PERCENT)
+                ours, theirs = (
+                    Side(name, [(*one, row)]) for name, one, row in zip(names, (few, most), rows, strict=True)
+                )
+                found += compared(ours, theirs, f"PPL at {matched}", TEN_PERCENT)
     known = sorted({f"{size['bits']:g}" for _, board in generation(runs) if (size := quantizer(board))}, key=float)
     missing = (
         "It takes two runs that differ in mechanism.bits alone, with DEL at the same target or mu. "

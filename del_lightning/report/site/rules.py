@@ -9,6 +9,7 @@ the noise. Methods are compared where the paper compares them: at equal success 
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from del_lightning.report import arrange, nlu, paired, words
 from del_lightning.report.arrange import Entry
@@ -31,7 +32,8 @@ from del_lightning.report.site.claims import (
     tally,
     weigh,
 )
-from del_lightning.report.site.runs import Run
+from del_lightning.report.site.perplexities import Side, compared, trainings
+from del_lightning.report.site.runs import Run, classification, generation
 
 TEN_PERCENT = math.log(1.1)
 """Nats a token by which a perplexity 10% higher is worse: what "nearly as good" may cost."""
@@ -47,16 +49,6 @@ FURTHER = (
 )
 """Baselines besides RANTEXT and InferDPT."""
 INPUT_INFERENCE = "input inference"
-
-
-def generation(runs: Iterable[Run]) -> Iterator[tuple[Run, Leaderboard]]:
-    """The runs that continue text."""
-    return ((run, run.board) for run in runs if isinstance(run.board, Leaderboard))
-
-
-def classification(runs: Iterable[Run]) -> Iterator[tuple[Run, NluLeaderboard]]:
-    """The runs that classify."""
-    return ((run, run.board) for run in runs if isinstance(run.board, NluLeaderboard))
 
 
 def loaded(runs: Sequence[Run]) -> str:
@@ -150,23 +142,42 @@ def _length_alone(compared: Sequence[Comparison]) -> str:
 
 def gaussian(runs: Sequence[Run]) -> Finding:
     """Rule: the quantizer is at most a tenth of perplexity worse than Gaussian noise on the same code."""
-    found, saved = [], []
-    for run, board in generation(runs):
+    found: list[Comparison] = []
+    saved: list[str] = []
+    for group in trainings(runs):
         for matching in ("nearest", "guarantee"):
-            for ours, theirs in _beside(board, matching):
-                difference = theirs.best.difference
-                row = ours.prompted if theirs.best.soft_prompt else ours.plain
-                if theirs.row.method != "gaussian-code" or difference is None or difference.nll is None:
-                    continue
-                if row is None or row.perplexity is None or theirs.best.perplexity is None:
-                    continue
-                what = f"PPL at {words.MATCHED[matching]} {theirs.row.target:g}; difference in nats a token, paired"
-                first = words.row_name(row), row.perplexity
-                second = words.row_name(theirs.best), theirs.best.perplexity
-                found.append(Comparison((run,), what, first, second, difference.nll, TEN_PERCENT))
-                saved.append(_payloads(row, theirs.row))
+            for target, (ours, theirs) in _against_gaussian(group, matching):
+                what = f"PPL at {words.MATCHED[matching]} {target:g}"
+                found += compared(ours, theirs, what, TEN_PERCENT, partial(_stored, theirs))
+                saved.append(_payloads(ours.places[0][2], theirs.places[0][2]))
     missing = f"No loaded run holds Gaussian noise on the code matched to DEL. {loaded(runs)}"
     return weigh(found, missing, f"DEL sends {listed(saved)}.")
+
+
+def _against_gaussian(
+    group: Sequence[tuple[Run, Leaderboard]], matching: Matching
+) -> Iterator[tuple[float, tuple[Side, Side]]]:
+    """(target, (DEL, Gaussian noise on the code)) wherever every training has both."""
+    found: dict[float, list[tuple[Run, Leaderboard, tuple[LeaderboardRow, LeaderboardRow]]]] = {}
+    for run, board in group:
+        for ours, theirs in _beside(board, matching):
+            row = ours.prompted if theirs.best.soft_prompt else ours.plain
+            if theirs.row.method == "gaussian-code" and row is not None and theirs.row.target is not None:
+                found.setdefault(theirs.row.target, []).append((run, board, (row, theirs.best)))
+    for target, places in found.items():
+        if len(places) == len(group):
+            first, second = (_side([(run, board, rows[place]) for run, board, rows in places]) for place in (0, 1))
+            yield target, (first, second)
+
+
+def _side(places: list[tuple[Run, Leaderboard, LeaderboardRow]]) -> Side:
+    return Side(words.row_name(places[0][2]), places)
+
+
+def _stored(theirs: Side) -> Estimate | None:
+    """Gaussian minus DEL, paired over prompts when the leaderboard was written."""
+    difference = theirs.places[0][2].difference
+    return difference.nll if difference is not None and len(theirs.places) == 1 else None
 
 
 def _payloads(ours: LeaderboardRow, theirs: LeaderboardRow) -> str:

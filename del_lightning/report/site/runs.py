@@ -61,6 +61,16 @@ class Run:
         return DATASETS.get(self.board.dataset, self.board.dataset)
 
 
+def generation(runs: Iterable[Run]) -> Iterator[tuple[Run, Leaderboard]]:
+    """The runs that continue text."""
+    return ((run, run.board) for run in runs if isinstance(run.board, Leaderboard))
+
+
+def classification(runs: Iterable[Run]) -> Iterator[tuple[Run, NluLeaderboard]]:
+    """The runs that classify."""
+    return ((run, run.board) for run in runs if isinstance(run.board, NluLeaderboard))
+
+
 @dataclass(frozen=True)
 class Found:
     """The runs in the order of their pages, and (file, reason) of every other JSON file."""
