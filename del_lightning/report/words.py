@@ -235,8 +235,12 @@ def repeats(board: Leaderboard | NluLeaderboard | TransferBoard) -> str:
     number = len(board.seeds)
     if isinstance(board, NluLeaderboard):
         return "one training" if number == 1 else f"{number} trainings"
-    draws = "one draw of noise" if number == 1 else f"{number} draws of noise"
-    return f"{draws}, every part trained once (seed {board.config.get('seed', 0)})"
+    return f"{draws(number)}, every part trained once (seed {board.config.get('seed', 0)})"
+
+
+def draws(number: int) -> str:
+    """How many draws of noise."""
+    return "one draw of noise" if number == 1 else f"{number} draws of noise"
 
 
 def steps(board: Leaderboard) -> str:

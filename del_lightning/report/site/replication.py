@@ -10,7 +10,7 @@ from del_lightning.report import words
 from del_lightning.report.schema import NluLeaderboard
 from del_lightning.report.site import own_settings, rules
 from del_lightning.report.site.claims import Finding, listed
-from del_lightning.report.site.runs import Run
+from del_lightning.report.site.runs import Board, Run
 
 PAPER_GENERATION = (
     "LLMs of 7B to 72B and a 16B mixture of experts; WikiText-2, PTB and CNN/DailyMail; 20,000 codec and 4,000 "
@@ -174,13 +174,10 @@ def circumstances(finding: Finding) -> str:
 
 
 def _sizes(runs: Sequence[Run]) -> str:
-    found = []
-    for run in runs:
-        board = run.board
-        count = (
-            f"{words.count(board.eval_examples)} examples"
-            if isinstance(board, NluLeaderboard)
-            else f"{words.count(board.prompts)} prompts"
-        )
-        found.append(f"{count}, {words.repeats(board)}")
-    return listed(found)
+    return listed([_size(run.board) for run in runs])
+
+
+def _size(board: Board) -> str:
+    if isinstance(board, NluLeaderboard):
+        return f"{words.count(board.eval_examples)} examples, {words.repeats(board)}"
+    return f"{words.count(board.prompts)} prompts, {words.draws(len(board.seeds))}"
