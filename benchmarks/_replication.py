@@ -61,6 +61,9 @@ PARTS = {
 }
 """What each part of DEL+ gives: without it, or it alone; and last tokens that share their code words."""
 
+SEEDS: dict[str, list[str]] = {"": [], "-seed-1": ["seed=1"], "-seed-2": ["seed=2"]}
+"""End of a run's name -> its seed; 0 where none is named."""
+
 SUITE = (
     "attack.suite=[nearest,nearest-l2,nearest-code,bayes,bigrams,language-model,server-model,input-inference,inverter]",
     "attack.tuning_prompts=64",
@@ -69,10 +72,15 @@ SUITE = (
 
 JOBS: dict[str, list[str]] = {
     # Bits a coordinate, at one success of the nearest neighbour.
-    **{f"bits-{bits}": [*PTB, "targets=[0.1]", f"mechanism.bits={bits}"] for bits in (1, 2, 4, 8)},
+    **{
+        f"bits-{bits}{again}": [*PTB, "targets=[0.1]", f"mechanism.bits={bits}", *seed]
+        for again, seed in SEEDS.items()
+        for bits in (1, 2, 4, 8)
+    },
     # Table 8: width of the code at a strict and at a loose mu.
     **{
-        f"width-{dim}-mu-{mu}": [*PTB, f"codec.dim={dim}", f"mechanism.mu={mu}"]
+        f"width-{dim}-mu-{mu}{again}": [*PTB, f"codec.dim={dim}", f"mechanism.mu={mu}", *seed]
+        for again, seed in SEEDS.items()
         for dim in (18, 128)
         for mu in (20, 60)
     },

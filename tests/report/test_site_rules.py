@@ -234,6 +234,23 @@ def test_trainings_of_one_configuration_are_compared_as_one() -> None:
     assert (alone.outcome, alone.difference.low) == ("confirms", pytest.approx(0.2))
 
 
+def test_bits_are_compared_over_the_trainings_that_both_settings_have() -> None:
+    boards = []
+    for bits, seed, nll in [(1, 0, [3.0, 5.0]), (1, 1, [3.2, 5.2]), (8, 0, [3.1, 5.1]), (8, 1, [3.1, 5.1])]:
+        board = by_prompt(coarse(bits, 50.0), nll)
+        board.config["seed"] = seed
+        boards.append(board)
+    alone = by_prompt(coarse(8, 50.0), [9.0, 9.0])
+    alone.config["seed"] = 2
+    found = judged(own_settings.bits, *boards, alone)
+    assert len(found.comparisons) == 2  # two targets
+    for one in found.comparisons:
+        assert len(one.runs) == 4
+        assert "mean of 2 trainings" in one.what
+        assert one.difference.value == pytest.approx(0.0, abs=1e-12)
+        assert one.difference.low == pytest.approx(-12.706 * 0.1, rel=1e-3)  # .1 and -.1
+
+
 def test_a_target_that_few_bits_cannot_reach_is_named() -> None:
     few, most = coarse(1, 50.0), coarse(8, 50.0)
     assert not any("cannot reach" in one.what for one in judged(own_settings.bits, few, most).comparisons)

@@ -34,8 +34,11 @@ BETWEEN_MU = math.sqrt(20 * 60)
 """Below it a mu counts as strict, above it as loose: halfway between the two of the paper's Table 8."""
 SAVING = 32
 """Factor that one bit a coordinate saves, and again b / d of the paper's code width."""
-DETERMINING = ("model", "data", "codec", "mechanism", "prompt", "evaluate", "seed")
-"""Parts of the configuration that utility depends on."""
+DETERMINING = ("model", "data", "codec", "mechanism", "prompt", "evaluate")
+"""Parts of the configuration that utility depends on, besides the seed."""
+
+Trainings = dict[int, tuple[Run, Leaderboard]]
+"""Seed -> the run of one setting that was trained under it."""
 
 
 def quantizer(board: Leaderboard) -> dict[str, float]:
@@ -48,22 +51,41 @@ def quantizer(board: Leaderboard) -> dict[str, float]:
     return {}
 
 
-def peers(runs: Sequence[Run], section: str, key: str) -> list[list[tuple[Run, Leaderboard]]]:
-    """Runs of DEL that differ in one setting and in nothing else that utility depends on."""
-    groups: dict[str, list[tuple[Run, Leaderboard]]] = {}
+def peers(runs: Sequence[Run], section: str, key: str) -> list[list[Trainings]]:
+    """Settings of DEL that differ in one thing and in nothing else that utility depends on, and their trainings."""
+    groups: dict[str, dict[str, Trainings]] = {}
     for run, board in generation(runs):
         if quantizer(board):
-            groups.setdefault(_without(board.config, section, key), []).append((run, board))
-    return [group for group in groups.values() if len(group) > 1]
+            value = json.dumps((board.config.get(section) or {}).get(key))
+            settings = groups.setdefault(_without(board.config, section, key), {})
+            settings.setdefault(value, {}).setdefault(int(board.config.get("seed", 0)), (run, board))
+    return [list(settings.values()) for settings in groups.values() if len(settings) > 1]
 
 
 def _without(config: dict[str, Any], section: str, key: str) -> str:
-    """What determines a run, one setting apart."""
+    """What determines a run, one setting and its seed apart."""
     parts = {name: config.get(name) for name in DETERMINING}
     adapter = config.get("adapter") or {}
     parts["adapter"] = adapter if adapter.get("rank") else None  # none in boards from before there were adapters
     parts[section] = {name: value for name, value in (config.get(section) or {}).items() if name != key}
     return json.dumps(parts, sort_keys=True)
+
+
+def _sides(trainings: tuple[Trainings, Trainings], names: tuple[str, str]) -> Iterator[tuple[Side, Side]]:
+    """DEL under two settings, at each target or given mu that all trainings of both have."""
+    first, second = trainings
+    seeds = sorted(first.keys() & second.keys())
+    found: dict[tuple[Any, ...], list[tuple[LeaderboardRow, LeaderboardRow]]] = {}
+    for seed in seeds:
+        for rows in _same_setting(first[seed][1], second[seed][1]):
+            found.setdefault((rows[0].matching, rows[0].target, rows[0].soft_prompt), []).append(rows)
+    for pairs in found.values():
+        if len(pairs) == len(seeds):
+            one, other = (
+                Side(name, [(*runs[seed], rows[place]) for seed, rows in zip(seeds, pairs, strict=True)])
+                for place, (name, runs) in enumerate(zip(names, trainings, strict=True))
+            )
+            yield one, other
 
 
 def _same_setting(first: Leaderboard, second: Leaderboard) -> Iterator[tuple[LeaderboardRow, LeaderboardRow]]:
@@ -104,40 +126,38 @@ def width(runs: Sequence[Run]) -> Finding:
     return weigh(found, missing)
 
 
-def _widths(first: tuple[Run, Leaderboard], second: tuple[Run, Leaderboard]) -> Iterator[Comparison]:
-    (narrow, small), (wide, large) = sorted((first, second), key=lambda one: quantizer(one[1])["dim"])
-    sizes = quantizer(small), quantizer(large)
+def _widths(first: Trainings, second: Trainings) -> Iterator[Comparison]:
+    narrow, wide = sorted((first, second), key=lambda one: _size(one)["dim"])
+    sizes = _size(narrow), _size(wide)
     if sizes[0]["dim"] != sizes[0]["width"] // SAVING or sizes[0]["dim"] == sizes[1]["dim"]:
         return
-    for one, other in _same_setting(small, large):
+    for pair in _sides((narrow, wide), (f"d = {sizes[0]['dim']:g}", f"d = {sizes[1]['dim']:g}")):
+        one, other = (side.places[0][2] for side in pair)
         if one.value is None or not _same_mu(one, other):
             continue
-        names = [f"d = {size['dim']:g}" for size in sizes]
-        pair = Side(names[0], [(narrow, small, one)]), Side(names[1], [(wide, large, other)])
         strict = one.value < BETWEEN_MU
         ours, theirs = pair if strict else pair[::-1]
         what = f"PPL at a {'strict' if strict else 'loose'} setting: {words.guarantee(one.privacy)}"
         yield from compared(ours, theirs, what, 0.0)
 
 
+def _size(trainings: Trainings) -> dict[str, float]:
+    """:func:`quantizer` of a setting: the same in all of its trainings."""
+    return quantizer(next(board for _, board in trainings.values()))
+
+
 def bits(runs: Sequence[Run]) -> Finding:
     """Rule: fewer bits a coordinate cost at most a tenth of perplexity against the most bits that were run."""
     found: list[Comparison] = []
     for group in peers(runs, "mechanism", "bits"):
-        most, *fewer = sorted(group, key=lambda one: -quantizer(one[1])["bits"])
+        most, *fewer = sorted(group, key=lambda one: -_size(one)["bits"])
         for few in fewer:
-            sizes = [quantizer(board)["bits"] for _, board in (few, most)]
-            if sizes[0] == sizes[1]:
-                continue
-            for rows in _same_setting(few[1], most[1]):
-                matched = f"{words.MATCHED[rows[0].matching]} {rows[0].target:g}" if rows[0].matching else "equal mu"
-                names = (f"n = {sizes[0]:g}", f"n = {sizes[1]:g}")
-                short = [name for name, one, row in zip(names, (few, most), rows, strict=True) if _short(one[1], row)]
+            names = (f"n = {_size(few)['bits']:g}", f"n = {_size(most)['bits']:g}")
+            for ours, theirs in _sides((few, most), names):
+                row, short = ours.places[0][2], [side.name for side in (ours, theirs) if _short(side)]
+                matched = f"{words.MATCHED[row.matching]} {row.target:g}" if row.matching else "equal mu"
                 if short:
                     matched += f", which {listed(short)} cannot reach at any mu"
-                ours, theirs = (
-                    Side(name, [(*one, row)]) for name, one, row in zip(names, (few, most), rows, strict=True)
-                )
                 found += compared(ours, theirs, f"PPL at {matched}", TEN_PERCENT)
     known = sorted({f"{size['bits']:g}" for _, board in generation(runs) if (size := quantizer(board))}, key=float)
     missing = (
@@ -147,11 +167,15 @@ def bits(runs: Sequence[Run]) -> Finding:
     return weigh(found, missing)
 
 
-def _short(board: Leaderboard, row: LeaderboardRow) -> bool:
-    """Whether a row stays below its target: no setting of its method is read that often."""
-    calibrations = [one for one in board.calibrations if one.method == row.method]
-    results = [result for one in calibrations for result in one.found.get(row.matching or "", [])]
-    return any(result.target == row.target and not result.reached for result in results)
+def _short(side: Side) -> bool:
+    """Whether a method stays below its target in any training: no setting of it is read that often."""
+    return any(
+        result.target == row.target and not result.reached
+        for _, board, row in side.places
+        for one in board.calibrations
+        if one.method == row.method
+        for result in one.found.get(row.matching or "", [])
+    )
 
 
 def payload(runs: Sequence[Run]) -> Finding:
