@@ -296,7 +296,7 @@ def _columns(board: Leaderboard) -> dict[str, Callable[[Entry], str]]:
         DIFFERENCE: _difference,
         "ASR, nearest neighbour": lambda e: show(words.attack_result(e.row, words.is_nearest), ".1%"),
         "ASR, strongest attack": lambda entry: _strongest(entry.row),
-        "certified bound": lambda e: NONE if e.row.certified is None else f"{min(e.row.certified, 1.0):.1%}",
+        "certified bound": lambda e: NONE if e.row.certified is None else words.at_most_percent(e.row.certified),
         f"exact ε, {privacy.sequence_tokens} tokens, δ = {privacy.delta:g}": lambda entry: guarantee(entry.row),
         "bits a token": lambda entry: f"{entry.row.communication.bits_per_token:,.0f}",
     }

@@ -72,13 +72,16 @@ class MemoryPlan:
 
     def summary(self) -> str:
         """One line for people."""
+        return (
+            f"memory: {_gib(self.training)} of {_gib(self.available)} free on each device while training ({self.parts})"
+        )
+
+    @property
+    def parts(self) -> str:
+        """What :attr:`training` is the sum of."""
         parts = {"weights": self.weights, "activations": self.activations, "embedding table": self.table}
         parts |= {name: size for name, size in self._not_always().items() if size}
-        return (
-            f"memory: {_gib(self.training)} of {_gib(self.available)} free on each device while training ("
-            + ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
-            + ")"
-        )
+        return ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
 
     def _not_always(self) -> dict[str, int]:
         return {"denoiser or adapter": self.trained, "device's libraries": self.context}
@@ -139,8 +142,7 @@ def check(config: Config, architecture: PreTrainedConfig, device: torch.device) 
     if found.training > found.available:
         raise ConfigError(
             f"`model.name` must fit on each device: {config.model.name} needs {_gib(found.training)} to train "
-            f"(weights {_gib(found.weights)}, activations {_gib(found.activations)}), got {_gib(found.available)} "
-            f"free; {_advice(config)}"
+            f"({found.parts}), got {_gib(found.available)} free; {_advice(config)}"
         )
     if not found.fits_alone and config.stage.name not in ("prompt", "codec"):
         raise ConfigError(

@@ -1,5 +1,6 @@
 """The leaderboard in a terminal of 100 columns."""
 
+import math
 from collections.abc import Callable
 
 from rich.box import SIMPLE_HEAD
@@ -20,7 +21,8 @@ def console_table(board: Leaderboard) -> Group:
     groups = arrange.groups(board)
     width = max((len(_console_name(e, group)) for group in groups for e in group.entries), default=0)
     blocks = [_console_block(board, group, max(width, 12)) for group in groups]
-    caption = f"{board.prompts} prompts; 95% intervals are in the report. ε: of a prompt, δ = {_delta(board)}."
+    caption = f"{board.prompts} prompts; 95% intervals are in the report. ε: of a prompt{_length(board)}"
+    caption += f", δ = {_delta(board)}."
     hidden = [Text(warning) for warning in prose.last_token_warning(board)]
     return Group(Text(board.title, style="italic"), *blocks, *hidden, Text(caption, style="dim italic"))
 
@@ -48,15 +50,26 @@ def _console_block(board: Leaderboard, group: arrange.Group, width: int) -> Tabl
     for entry in group.entries:
         cells = [_plain(pick(entry), style) for _, style, pick in _CONSOLE]
         row = entry.row
-        cells.append(words.MISSING if row.certified is None else format(min(row.certified, 1.0), ".1%"))
+        cells.append(words.MISSING if row.certified is None else words.at_most_percent(row.certified))
         epsilon = row.privacy.epsilon_sequence
-        cells += ["none" if epsilon is None else f"{epsilon:,.0f}", f"{row.communication.bits_per_token:,.0f}"]
+        cells += ["none" if epsilon is None else _upwards(epsilon), f"{row.communication.bits_per_token:,.0f}"]
         table.add_row(Text(_console_name(entry, group).ljust(width)), *cells)
     return table
 
 
 def _plain(estimate: Estimate | None, style: str) -> str:
     return words.MISSING if estimate is None else format(estimate.value, style)
+
+
+def _upwards(value: float) -> str:
+    """A promise in whole numbers, never below its value."""
+    return f"{math.ceil(value):,}" if math.isfinite(value) else "∞"
+
+
+def _length(board: Leaderboard) -> str:
+    """How long the prompt is that epsilon is told for; twice as long is nearly twice the epsilon and more."""
+    lengths = {row.privacy.sequence_tokens for row in board.rows if row.privacy.sequence_tokens}
+    return f" of {' or '.join(f'{length:,}' for length in sorted(lengths))} tokens" if lengths else ""
 
 
 def _delta(board: Leaderboard) -> str:

@@ -25,6 +25,8 @@ from del_lightning.report.tables import Cell, estimate_cell, missing
 
 HEADLINE_BITS = 4
 """The summary quotes DEL at the bits nearest to this."""
+LABEL_HEIGHT = 0.06
+"""Height of a figure's label, as a share of its axis."""
 STRONGEST = "worst"
 """Name under which a row's attack success rates hold that of the strongest attack run."""
 
@@ -188,8 +190,8 @@ def epsilon_cell(front: NluRow) -> Cell:
     privacy = front.privacy
     if privacy is None or privacy.epsilon_sequence is None:
         return missing("nothing is sent" if privacy is None else privacy.caveat or "no exact ε")
-    small = (f"{words.count(privacy.sequence_tokens or 0)} tokens", f"ε {words.number(privacy.epsilon_token)} a token")
-    return Cell(words.number(privacy.epsilon_sequence), small, privacy.epsilon_sequence, privacy.caveat)
+    small = (f"{words.count(privacy.sequence_tokens or 0)} tokens", f"ε {words.at_most(privacy.epsilon_token)} a token")
+    return Cell(words.at_most(privacy.epsilon_sequence), small, privacy.epsilon_sequence, privacy.caveat)
 
 
 def bits_cell(front: NluRow) -> Cell:
@@ -232,7 +234,7 @@ def attribute_rows(board: NluLeaderboard) -> list[dict[str, str]]:
     """What an attacker infers of whole texts, a line a front-end and attribute."""
     return [
         {
-            "Front-end": one.label,
+            "Front-end": _named(board, one.label),
             "Attribute": one.attribute,
             "Always the commoner": words.percent(one.majority),
             "Accuracy": words.with_interval(one.accuracy),
@@ -240,6 +242,11 @@ def attribute_rows(board: NluLeaderboard) -> list[dict[str, str]]:
         }
         for one in board.attributes
     ]
+
+
+def _named(board: NluLeaderboard, label: str) -> str:
+    """A front-end by its label as :func:`front_name` has it; an attacker may have met one that no row has."""
+    return next((front_name(board, front) for front in fronts(board) if front.label == label), label)
 
 
 def console_table(board: NluLeaderboard) -> Table:
@@ -297,9 +304,21 @@ def averaged(board: NluLeaderboard) -> str:
 
 
 def outcome(board: NluLeaderboard) -> list[str]:
-    """What came out, in sentences: what clean text allows, then DEL at the setting that is quoted everywhere."""
+    """What came out, in sentences: what clean text allows, DEL at the setting that is quoted everywhere, all rows."""
     never = majority(board).over_seeds["accuracy"].value
-    return [*_clean_text(board, never), *_headline(board)]
+    return [*_clean_text(board, never), *_headline(board), *_counted(board)]
+
+
+def _counted(board: NluLeaderboard) -> Iterator[str]:
+    """How many private rows are above the length of the text; one training has no interval over seeds to say so."""
+    rows = [row for row in private(board) if row.variant != "snd-user"]
+    if rows and len(board.seeds) > 1:
+        above = sum(beats_length(board, row) for row in rows)
+        yield (
+            f"Of {len(rows)} private rows, at every level and number of bits, {above or 'none'} "
+            f"{'is' if above < 2 else 'are'} above what the length of the text alone gives, in pairs, over seeds and "
+            "over examples."
+        )
 
 
 def _clean_text(board: NluLeaderboard, never: float) -> Iterator[str]:
@@ -339,7 +358,7 @@ def _headline(board: NluLeaderboard) -> Iterator[str]:
         ways = [_way(board, variant, label) for variant in variants(board) if framework(variant) == name]
         found.append(f"{name}: {'; '.join(filter(None, ways)) or 'not run'}")
     usual = any(row.label == label and row.bits == HEADLINE_BITS for row in board.rows)
-    fixed = " (fixed before any result was seen)" if usual else ""
+    fixed = " (what every report quotes, whatever came out)" if usual else ""
     yield f"{label}{fixed}, area under the curve. {'. '.join(found)}."
 
 
@@ -419,14 +438,9 @@ def utility(board: NluLeaderboard, variant: str, figure: str, shared: Shared | N
         drawing.success_axis(axes, "x", max(_rate(row) for row in rows))
         for name, style in shared.styles.items():
             _line(axes, sorted((row for row in rows if mechanism(row) == name), key=_rate), figure, style)
-        for name, value in _references(board, variant, figure):
-            axes.axhline(value, color=MUTED, linewidth=0.9, dashes=(5, 3), zorder=1)
-            place = axes.get_yaxis_transform()
-            axes.annotate(
-                name, (0.99, value), (0, 2), xycoords=place, textcoords="offset points", ha="right", color=INK
-            )
         axes.grid(axis="y")
         axes.margins(y=0.12)
+        _reference_lines(axes, sorted(_references(board, variant, figure), key=lambda found: found[1]))
         axes.set_xlabel("ASR: strongest attack (hollow: nearest neighbour)")
         axes.set_title(f"{FIGURES[figure]}: {framework(variant)}, {VARIANTS[variant]}", loc="left", x=-0.14)
 
@@ -444,6 +458,23 @@ def _line(axes: Axes, rows: list[NluRow], figure: str, style: Style) -> None:
         axes.plot(nearest, [value.value] * len(nearest), marker=style.marker, color=style.colour, **hollow)
         bars: Any = {"yerr": drawing.errors(value), "elinewidth": 0.8}
         axes.errorbar(_rate(row), value.value, fmt=style.marker, color=style.colour, zorder=3, **bars)
+
+
+def _reference_lines(axes: Axes, references: list[tuple[str, float]]) -> None:
+    """Dashed lines, lowest first; those too near each other for a label of their own share one, above the upper."""
+    for _, value in references:
+        axes.axhline(value, color=MUTED, linewidth=0.9, dashes=(5, 3), zorder=1)
+    low, high = axes.get_ylim()
+    labels: list[tuple[list[str], float]] = []
+    for name, value in references:
+        if labels and value - labels[-1][1] < LABEL_HEIGHT * (high - low):
+            labels[-1] = ([*labels[-1][0], name], value)
+        else:
+            labels.append(([name], value))
+    for names, value in labels:
+        place: Any = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": "right"}
+        paper: Any = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}
+        axes.annotate(", ".join(names), (0.99, value), (0, 3), color=INK, bbox=paper, zorder=4, **place)
 
 
 def _references(board: NluLeaderboard, variant: str, figure: str) -> Iterator[tuple[str, float]]:

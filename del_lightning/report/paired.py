@@ -13,7 +13,8 @@ WAYS = (("prompt", "linear"), ("lora", "prompt"), ("snd-prompt", "snd"), ("promp
 """Pairs of ways to classify behind one front-end: what the first has more than the second."""
 
 READING = (
-    "The same examples under the same seeds; intervals are over examples, so other seeds may say otherwise, and one in "
+    "At the level that the summary quotes. The same examples under the same seeds; intervals are over examples, so "
+    "other seeds may say otherwise, and one in "
     "twenty leaves out 0 where there is no difference."
 )
 """How to read the table of differences."""
@@ -45,11 +46,11 @@ def _differences(board: NluLeaderboard) -> Iterator[tuple[str, str, Estimate]]:
     for one, other in (*_methods(board), *_without_text(board), *_ways(board)):
         found = auc_difference(board, one, other)
         if found is not None:
-            yield _name(one), _name(other), found
+            yield _name(board, one), _name(board, other), found
 
 
-def _name(row: NluRow) -> str:
-    return f"{row.label}, {nlu.VARIANTS[row.variant]}"
+def _name(board: NluLeaderboard, row: NluRow) -> str:
+    return f"{nlu.front_name(board, row)}, {nlu.VARIANTS[row.variant]}"
 
 
 def _methods(board: NluLeaderboard) -> Iterator[tuple[NluRow, NluRow]]:

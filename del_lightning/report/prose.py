@@ -23,6 +23,8 @@ from del_lightning.report.schema import (
 from del_lightning.report.words import (
     MATCHED,
     MISSING,
+    at_most,
+    at_most_percent,
     attack_result,
     change,
     count,
@@ -165,7 +167,7 @@ def _attack_sentence(row: LeaderboardRow) -> Iterator[str]:
 
 def _bound(certified: float) -> str:
     """A bound as per cent; one that rounds to 100% keeps its digits."""
-    return percent(certified) if certified < 0.995 else f"{min(certified, 1) * 100:.4g}%"
+    return at_most_percent(certified) if certified < 0.995 else f"{min(certified, 1) * 100:.4g}%"
 
 
 def winners(board: Leaderboard) -> Iterator[str]:
@@ -179,7 +181,7 @@ def winners(board: Leaderboard) -> Iterator[str]:
 
 def _winner(where: str, entries: list[Entry]) -> Iterator[str]:
     ranked = sorted((e for e in entries if e.retained is not None), key=lambda e: -_value(e.retained))
-    figure, what = _retained_figure, "retains most of the prompt"
+    figure, what = _retained_figure, _most_retained(ranked)
     if len(ranked) < 2:
         ranked = sorted((e for e in entries if e.row.perplexity is not None), key=lambda e: _value(e.row.perplexity))
         figure, what = _perplexity_figure, "has the lowest PPL without a soft prompt"
@@ -199,6 +201,14 @@ def _winner(where: str, entries: list[Entry]) -> Iterator[str]:
     are = "method is" if unranked == 1 else "methods are"
     what = "soft prompt" if figure is _retained_figure else "PPL"
     yield sentence + (f". {unranked} {are} not ranked for want of a {what}." if unranked else ".")
+
+
+def _most_retained(ranked: list[Entry]) -> str:
+    """What the first has done, which need not be to retain anything."""
+    best = ranked[0].retained if ranked else None
+    if best is None or best.low is None or best.low > 0:
+        return "retains most of the prompt"
+    return "comes first without being shown to retain anything of the prompt"
 
 
 def _value(estimate: Estimate | None) -> float:
@@ -240,6 +250,7 @@ def warnings(board: Leaderboard) -> list[str]:
         _missed_target_warning,
         last_token_warning,
         _adaptation_warning,
+        _untrained_warning,
     )
     return [*board.notes, *(text for warn in implied for text in warn(board))]
 
@@ -287,7 +298,7 @@ def _worst_case_warning(board: Leaderboard) -> Iterator[str]:
     if not weak:
         return
     largest = max((entry.row.privacy.epsilon_sequence or 0.0 for entry in weak), default=0.0)
-    size = f" (ε up to {number(largest)} for a prompt)" if largest else ""
+    size = f" (ε up to {at_most(largest)} for a prompt)" if largest else ""
     yield (
         f"In the worst case these guarantees say almost nothing{size}: {_settings(board, weak)}. "
         "Their privacy rests on the attacks that were measured, and a stronger attack may exist."
@@ -447,6 +458,17 @@ def _adaptation_warning(board: Leaderboard) -> Iterator[str]:
     yield text
 
 
+def _untrained_warning(board: Leaderboard) -> Iterator[str]:
+    """Soft prompts that are behind the one of no text at all: more of the prompt cannot be worth less than none."""
+    behind = [entry for entry in arrange.tested(board) if entry.retained and (entry.retained.high or 0.0) < 0]
+    if behind:
+        yield (
+            f"With a soft prompt of its own the LLM does worse than behind no text at all (R is below 0 beyond the "
+            f"noise): {_settings(board, behind)}. Those soft prompts were not trained to their end, and these rows say "
+            "nothing about how good a mechanism is."
+        )
+
+
 def privacy_statement(row: LeaderboardRow) -> list[str]:
     """The row's guarantee in words: what is promised for a token, for a prompt, and what was measured."""
     privacy = row.privacy
@@ -484,9 +506,9 @@ def _odds(epsilon: float | None) -> str:
     if epsilon is None:
         return MISSING
     if epsilon <= VACUOUS_EPSILON:
-        return f"what is sent multiplies the odds between any two inputs by at most {number(math.exp(epsilon))}"
-    power = "" if math.isinf(epsilon) else f", a factor of {power_of_ten(math.floor(epsilon / math.log(10)))}"
-    return f"the odds between two inputs may change by exp({number(epsilon)}){power}: next to no promise"
+        return f"what is sent multiplies the odds between any two inputs by at most {at_most(math.exp(epsilon))}"
+    power = "" if math.isinf(epsilon) else f", a factor of {power_of_ten(math.ceil(epsilon / math.log(10)))}"
+    return f"the odds between two inputs may change by exp({at_most(epsilon)}){power}: next to no promise"
 
 
 def _measured(row: LeaderboardRow) -> Iterator[str]:

@@ -142,9 +142,9 @@ def parameter_cell(row: LeaderboardRow, mark: str = "") -> Cell:
             privacy.caveat or f"{privacy.mechanism}: no exact ε is recorded, and a μ without it is not shown"
         )
     token, sequence = _epsilons(privacy)
-    effective = "" if privacy.mu_effective is None else f"μ eff {words.number(privacy.mu_effective)} · "
+    effective = "" if privacy.mu_effective is None else f"μ eff {words.at_most(privacy.mu_effective)} · "
     small = (effective + token, sequence)
-    text = f"μ {words.number(privacy.mu_token)}" if privacy.mu_token is not None else words.MISSING
+    text = f"μ {words.at_most(privacy.mu_token)}" if privacy.mu_token is not None else words.MISSING
     return Cell(text, small, privacy.mu_token, words.guarantee(privacy), mark)
 
 
@@ -152,7 +152,7 @@ def _epsilons(privacy: PrivacyColumns) -> tuple[str, ...]:
     if privacy.epsilon_token is None or privacy.epsilon_sequence is None:
         return ()
     tokens = words.MISSING if privacy.sequence_tokens is None else words.count(privacy.sequence_tokens)
-    token, sequence = words.number(privacy.epsilon_token), words.number(privacy.epsilon_sequence)
+    token, sequence = words.at_most(privacy.epsilon_token), words.at_most(privacy.epsilon_sequence)
     return (f"ε {token} a token", f"ε {sequence} / {tokens} tokens")
 
 
@@ -188,7 +188,7 @@ def certified_cell(row: LeaderboardRow) -> Cell:
         return missing("its guarantee bounds no attack")
     if prose.breaks_bound(row):
         return Cell(words.number(row.certified), ("below the measured rate",), row.certified)
-    return Cell(f"≤ {words.number(min(row.certified, 1.0))}", sort=row.certified)
+    return Cell(f"≤ {words.at_most(min(row.certified, 1.0))}", sort=row.certified)
 
 
 def estimate_column(
@@ -340,7 +340,11 @@ def recovery_rows(board: Leaderboard) -> list[dict[str, str]]:
 
 def _bound(certified: float | None, attack: str) -> str:
     """The bound that holds for an attack; those that read the context have none."""
-    return f"≤ {min(certified, 1):.1%}" if certified is not None and words.reads_one_token(attack) else words.MISSING
+    return (
+        f"≤ {words.at_most_percent(certified)}"
+        if certified is not None and words.reads_one_token(attack)
+        else words.MISSING
+    )
 
 
 def attacked_rows(board: Leaderboard) -> list[dict[str, str]]:
@@ -361,7 +365,7 @@ def _whole_parameter(one: AttackedSetting) -> str:
     epsilons = _epsilons(one.privacy)
     if not epsilons:
         return words.MISSING if one.value is None else words.number(one.value)
-    mu = [] if one.privacy.mu_token is None else [f"μ {words.number(one.privacy.mu_token)}"]
+    mu = [] if one.privacy.mu_token is None else [f"μ {words.at_most(one.privacy.mu_token)}"]
     return ", ".join(part.replace(" ", words.NO_BREAK) for part in (*mu, *epsilons))
 
 
@@ -411,7 +415,7 @@ def _calibrated_value(board: Leaderboard, method: MethodCalibration, matching: s
     for row in board.rows:
         same = (row.method, row.matching, row.target) == (method.method, matching, found.target)
         if same and (phrase := words.guarantee(row.privacy, name_mu=False)):
-            return f"μ = {words.number(found.value)}, exact {phrase}"
+            return f"μ = {words.at_most(found.value)}, exact {phrase}"
     return words.MISSING
 
 

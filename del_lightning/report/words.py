@@ -8,6 +8,7 @@ comes from :func:`guarantee`.
 import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from decimal import ROUND_CEILING, Context, Decimal
 
 from del_lightning.report.schema import (
     Estimate,
@@ -95,6 +96,21 @@ def number(value: float | None) -> str:
         return "∞" if value > 0 else "−∞"
     sign = "−" if value < 0 else ""
     return sign + _magnitude(float(f"{abs(value):.2e}"))
+
+
+def at_most(value: float | None) -> str:
+    """A promise as :func:`number`, never below its value: rounded up, from 100 on to a whole number."""
+    if value is None or not math.isfinite(value) or value <= 0:
+        return number(value)
+    exact = Decimal(str(value))
+    digits = min(exact.adjusted() - 2, 0) if exact < 10**6 else exact.adjusted() - 2
+    rounded = float(exact.quantize(Decimal(1).scaleb(digits), ROUND_CEILING, Context(prec=60)))
+    return count(rounded) if 100 <= rounded < 10**6 else number(rounded)
+
+
+def at_most_percent(share: float) -> str:
+    """A bound on a share as per cent with one digit, rounded up and at most 100%."""
+    return f"{min(math.ceil(share * 1000 - 1e-9), 1000) / 10:.1f}%"
 
 
 def _magnitude(value: float) -> str:
@@ -281,10 +297,10 @@ def guarantee(privacy: PrivacyColumns, *, name_mu: bool = True) -> str:
     """
     if privacy.epsilon_token is None or privacy.epsilon_sequence is None:
         return ""
-    mu = f"μ = {number(privacy.mu_token)}, exact " if name_mu and privacy.mu_token is not None else ""
+    mu = f"μ = {at_most(privacy.mu_token)}, exact " if name_mu and privacy.mu_token is not None else ""
     tokens = MISSING if privacy.sequence_tokens is None else count(privacy.sequence_tokens)
     phrase = (
-        f"{mu}ε = {number(privacy.epsilon_token)} a token and ε = {number(privacy.epsilon_sequence)} "
+        f"{mu}ε = {at_most(privacy.epsilon_token)} a token and ε = {at_most(privacy.epsilon_sequence)} "
         f"for a prompt of {tokens} tokens, at δ = {setting(privacy.delta)}"
     )
     return phrase.replace(" = ", f"{NO_BREAK}={NO_BREAK}")

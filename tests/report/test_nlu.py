@@ -173,16 +173,18 @@ def test_a_way_that_was_not_run_behind_a_front_end_leaves_a_gap() -> None:
 
 
 def test_sentences_come_from_the_numbers() -> None:
-    first, second, third = nlu.outcome(board())
+    first, second, third, last = nlu.outcome(board())
     assert "soft prompt: clean text 0.831 [0.801, 0.861] accuracy, 32.8 points from the majority class (0.503)" in first
     assert "denoiser at the server: clean text" in second
     end_to_end, snd = third.split("SnD framework")
-    assert third.startswith("DEL, 4 bits, ASR 0.1 (fixed before any result was seen)")
+    assert third.startswith("DEL, 4 bits, ASR 0.1 (what every report quotes, whatever came out)")
     assert "soft prompt 0.613 [0.583, 0.643] over seeds, 0.613 [0.583, 0.643] over examples" in end_to_end
     assert "denoiser at the server 0.613" in snd
     assert ", above 0.500 [" in third
     assert "with the length of the text alone" in third
     assert "not surely" not in third
+    assert last.startswith("Of 6 private rows, at every level and number of bits, 6 are above what the length")
+    assert len(nlu.outcome(board(seeds=[0]))) == 3  # one training has no interval over seeds
 
 
 def test_the_quoted_setting_does_not_depend_on_results() -> None:
@@ -205,7 +207,7 @@ def test_the_quoted_setting_does_not_depend_on_results() -> None:
 def test_chance_is_excluded_over_seeds_and_over_examples(seeds: float, examples: float, told: bool) -> None:
     changed = {"over_seeds": figures(0.5, seeds), "over_examples": figures(0.5, examples)}
     rows = [r if r.is_control else r.model_copy(update=changed) for r in board().rows]
-    assert ("not surely above" not in nlu.outcome(board(rows=rows))[-1]) is told
+    assert ("not surely above" not in nlu.outcome(board(rows=rows))[-2]) is told
     single = {"over_seeds": {**figures(0.5, 0.6), "auc": Estimate(value=0.6, n=1)}}
     assert not nlu.beats_chance(row("snd", "DEL, 4 bits, ASR 0.1").model_copy(update=single))
 

@@ -142,6 +142,19 @@ def test_summary_names_the_winner_whoever_it_is() -> None:
     assert "worse than DEL by more than the noise" in text
 
 
+def test_the_first_of_those_that_retain_nothing_is_not_said_to_retain_most() -> None:
+    nothing = {"retained": Estimate(value=-2.1, n=64, low=-2.6, high=-1.7, interval="bootstrap")}
+    board = make_board(rows=[one.model_copy(update=nothing) for one in against_del(0.05, 0.05) if one.soft_prompt])
+    assert "retains most" not in " ".join(prose.summary(board))
+    assert "comes first without being shown to retain anything of the prompt (R = −2.10" in " ".join(
+        prose.summary(board)
+    )
+    warned = [text for text in prose.warnings(board) if "does worse than behind no text at all" in text]
+    assert len(warned) == 1
+    assert "DEL, ASR 0.1" in warned[0]
+    assert not any("no text at all" in text for text in prose.warnings(make_board()))
+
+
 def test_summary_says_where_the_interval_does_not_separate() -> None:
     text = " ".join(prose.summary(make_board(rows=against_del(-0.01, 0.3))))
     assert "a difference to DEL inside the noise (−0.010 [−0.030, 0.011]" in text

@@ -188,7 +188,7 @@ def test_row_without_perplexity_has_its_other_columns() -> None:
 
 
 def test_certified_bound_below_the_measured_rate_stands_out() -> None:
-    assert tables.certified_cell(row(0.1, False)).text == "≤ 0.999"
+    assert tables.certified_cell(row(0.1, False)).text == "≤ 1.00"  # .9991, rounded up
     assert tables.certified_cell(row(0.1, False, certified=0.2)).small == ("below the measured rate",)
     assert tables.certified_cell(row("clean", False)).text == words.MISSING
 

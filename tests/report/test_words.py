@@ -32,6 +32,19 @@ def test_three_significant_digits(value: float | None, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "text"),
+    [(3200.759, "3\u202f201"), (20.0, "20.0"), (3.1, "3.10"), (3.101, "3.11"), (1e-7, "1.00\u202f×\u202f10⁻⁷"),
+     (1234567.8, "1.24\u202f×\u202f10⁶"), (math.inf, "∞"), (0.0, "0"), (None, words.MISSING)],
+)  # fmt: skip
+def test_promises_are_rounded_up(value: float | None, text: str) -> None:
+    assert words.at_most(value) == text
+
+
+def test_bounds_on_success_are_rounded_up() -> None:
+    assert [words.at_most_percent(share) for share in (0.0331, 0.5, 1.7)] == ["3.4%", "50.0%", "100.0%"]
+
+
+@pytest.mark.parametrize(
     ("value", "text"), [(4.0, "4"), (0.1, "0.1"), (1e-5, "10⁻⁵"), (2e-6, f"2{THIN}×{THIN}10⁻⁶"), (500, "500")]
 )
 def test_settings_have_no_trailing_zeros(value: float, text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 from del_lightning.report.schema import Estimate
 from del_lightning.report.site.runs import Run
 
-Outcome = Literal["confirms", "contradicts", "inside the noise", "decides nothing"]
+Outcome = Literal["confirms", "contradicts", "inside the noise", "decides nothing", "has no interval"]
 Verdict = Literal["agrees", "disagrees", "partly", "mixed", "undecided", "not run"]
 
 _UNDECIDED = "Nothing is decided where a row that sends no text is not shown to fail the same comparison."
@@ -45,6 +45,8 @@ class Comparison:
     def outcome(self) -> Outcome:
         """What the interval allows to say."""
         low, high = self.difference.low, self.difference.high
+        if low is None and high is None:
+            return "has no interval"
         if low is not None and low > -self.margin:
             return "confirms" if self.control_fails else "decides nothing"
         if high is not None and high < -self.margin:
@@ -74,8 +76,8 @@ def not_run(reason: str) -> Finding:
 def weigh(comparisons: Sequence[Comparison], missing: str, *remarks: str) -> Finding:
     """The verdict on a claim.
 
-    Agrees: every comparison confirms. Partly: some confirm, the others lie inside the noise or decide nothing. Mixed:
-    some confirm, some contradict. Disagrees: some contradict and none confirms. Undecided: none does either. Not run:
+    Agrees: every comparison confirms. Partly: some confirm, the others do neither. Mixed: some confirm,
+    some contradict. Disagrees: some contradict and none confirms. Undecided: none does either. Not run:
     there is none.
 
     Args:
@@ -110,13 +112,14 @@ def _numbers(one: Comparison) -> tuple[str, ...]:
 
 
 def tally(comparisons: Sequence[Comparison]) -> str:
-    """How many comparisons confirm, contradict, lie inside the noise, and decide nothing, as a sentence."""
+    """How many comparisons confirm, contradict, lie inside the noise and so on, as a sentence."""
     found = [one.outcome for one in distinct(comparisons)]
     counts = {
         ("confirms", "confirm"): found.count("confirms"),
         ("contradicts", "contradict"): found.count("contradicts"),
         ("lies inside the noise", "lie inside the noise"): found.count("inside the noise"),
         ("decides nothing", "decide nothing"): found.count("decides nothing"),
+        ("has no interval", "have no interval"): found.count("has no interval"),
     }
     parts = [(count, one if count == 1 else many) for (one, many), count in counts.items() if count]
     if len(found) == 1:

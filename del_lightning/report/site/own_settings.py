@@ -31,7 +31,7 @@ from del_lightning.report.site.rules import TEN_PERCENT, loaded
 from del_lightning.report.site.runs import Run, generation
 
 BETWEEN_MU = math.sqrt(20 * 60)
-"""Below it a mu counts as strict, above it as loose: halfway between the two of the paper's Table 8."""
+"""Below it a mu counts as strict, above it as loose: the geometric mean of the two of the paper's Table 8."""
 SAVING = 32
 """Factor that one bit a coordinate saves, and again b / d of the paper's code width."""
 DETERMINING = ("model", "data", "codec", "mechanism", "prompt", "evaluate")

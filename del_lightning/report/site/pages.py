@@ -151,6 +151,7 @@ def _replication(findings: Sequence[tuple[replication.Item, Any]]) -> str:
 
 def _comparison(one: Any) -> dict[str, Any]:
     """A line of the table under a verdict."""
+    measured = one.difference.interval != "exact"
     numbers = [(name, words.with_interval(estimate)) for name, estimate in (one.first, one.second)]
     return {
         "runs": one.runs,
@@ -158,5 +159,6 @@ def _comparison(one: Any) -> dict[str, Any]:
         "numbers": numbers,
         "difference": words.with_interval(one.difference),
         "outcome": one.outcome,
+        "margin": f"may be down to {words.number(-one.margin)}" if measured and one.margin else "",
         "class": one.outcome.replace(" ", "-"),
     }

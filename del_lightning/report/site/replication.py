@@ -130,8 +130,8 @@ ITEMS = (
         "mu names a setting; it is no guarantee.)",
         PAPER_GENERATION,
         "Two runs that differ in the width alone, at the same mu: difference in nats a token. Agrees where the "
-        "interval lies on the narrow code's side below mu 34.6, halfway between 20 and 60, and on the wide code's "
-        "above it.",
+        "interval lies on the narrow code's side below mu 34.6, the geometric mean of 20 and 60, and on the "
+        "wide code's above it.",
         own_settings.width,
     ),
     Item(
