@@ -129,7 +129,7 @@ def attack_table(board: Leaderboard) -> str:
     counts = sorted({rate.n for one in board.attacked if _is_matched(one) for rate in one.asr.values()})
     lines = [
         f"**{name}**: what every attack reads at the mu that nearest-neighbour calibration returns, {board.model}, "
-        f"{' or '.join(f'{n:,}' for n in counts)} tokens; {board.schedule}. {ATTACKED_NOTE}",
+        f"{' or '.join(f'{n:,}' for n in counts)} tokens; {words.schedule(board)}. {ATTACKED_NOTE}",
         "",
     ]
     return "\n".join([*lines, markdown_rows(rows)])
@@ -155,10 +155,12 @@ def glue_outcome(found: list[NluLeaderboard]) -> str:
     repeated = [board for board in found if len(board.seeds) > 1]  # one training has no interval over seeds
     private = [(board, row) for board in repeated for row in nlu.private(board) if row.variant != USERS]
     above = sum(nlu.beats_length(board, row) for board, row in private)
+    elsewhere = sum(not _usual(board) for board, _ in private)
     return (
         f"**GLUE.** Classifying text behind every front-end, area under the curve (AUC): {above} of {len(private)} "
         "private rows are above what the length of the text alone gives, in pairs, over seeds and over examples (a "
-        "denoiser at the user, who has the clean text, is not among them). "
+        "denoiser at the user, who has the clean text, is not among them"
+        f"{f'; {elsewhere} are at other bits, in the complete tables alone' if elsewhere else ''}). "
         "What that does and does not show: [docs/glue.md](docs/glue.md)."
     )
 
@@ -172,9 +174,13 @@ def glue_summary(found: list[NluLeaderboard]) -> str:
         "| task | way | majority, accuracy | clean text, accuracy | clean text, AUC | length alone, AUC | DEL, AUC | private rows above the length |",  # noqa: E501
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    usual = [board for board in found if any(row.bits == nlu.HEADLINE_BITS for row in board.rows)]
-    shown = [(board, way) for board in usual for way in nlu.variants(board) if nlu.private(board, way)]
+    shown = [(board, way) for board in filter(_usual, found) for way in nlu.variants(board) if nlu.private(board, way)]
     return "\n".join([*lines, *(f"| {' | '.join(_glue_cells(board, way))} |" for board, way in shown)])
+
+
+def _usual(board: NluLeaderboard) -> bool:
+    """Whether it has the number of bits that the README's table quotes."""
+    return any(row.bits == nlu.HEADLINE_BITS for row in board.rows)
 
 
 def _glue_cells(board: NluLeaderboard, way: str) -> list[str]:
@@ -209,8 +215,8 @@ def nlu_table(board: NluLeaderboard) -> str:
     headings += ["ASR, nearest neighbour", "ASR, strongest attack", "exact ε of a text", "bits a token"]
     lines = [
         f"{nlu_title(board)}, {board.model}, {board.eval_examples} examples, {words.repeats(board)}; "
-        f"{board.schedule}{_dirty(board)}. Majority class: accuracy {never:.3f}. Brackets are 95% intervals over "
-        "seeds, of ASR over tokens.",
+        f"{words.schedule(board)}{_dirty(board)}. Majority class: accuracy {never:.3f}. "
+        "Brackets are 95% intervals over seeds, of ASR over tokens.",
         "",
         "| " + " | ".join(headings) + " |",
         "| --- |" + " ---: |" * (len(headings) - 1),
@@ -266,7 +272,7 @@ def _table(board: Leaderboard, entries: Iterable[Entry], *, short: bool) -> str:
     note = f"; where no soft prompt was trained, {DIFFERENCE} compares the rows without" if compared else ""
     lines = [
         f"{'' if short else f'**{name}**, '}{board.model}, {board.prompts} prompts, {words.repeats(board)}; "
-        f"{board.schedule}: {words.steps(board)}{_dirty(board)}. Brackets are 95% intervals{note}.",
+        f"{words.schedule(board)}: {words.steps(board)}{_dirty(board)}. Brackets are 95% intervals{note}.",
         "",
         "| " + " | ".join(heading for heading, _ in shown) + " |",
         "| --- |" + " ---: |" * (len(shown) - 1),

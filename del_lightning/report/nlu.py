@@ -281,7 +281,7 @@ def _plain(estimate: Estimate | None, style: str) -> str:
 
 def setup(board: NluLeaderboard) -> str:
     """What was measured."""
-    schedule = f" Schedule: {board.schedule}." if board.schedule else ""
+    schedule = f" Schedule: {words.schedule(board)}." if board.schedule else ""
     return (
         f"{board.model} answers GLUE's {board.task} about private text that it receives only through each front-end: "
         f"{words.count(board.eval_examples)} examples, {words.count(board.private_tokens)} private tokens, "

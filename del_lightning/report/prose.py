@@ -40,6 +40,7 @@ from del_lightning.report.words import (
     power_of_ten,
     reads_one_token,
     repeats,
+    schedule,
     setting,
     steps,
     with_interval,
@@ -64,11 +65,11 @@ def summary(board: Leaderboard) -> list[str]:
 
 def setup(board: Leaderboard) -> str:
     """What was run, on what and on how much."""
-    schedule = f" Schedule: {'; '.join(filter(None, [board.schedule, steps(board)]))}." if board.schedule else ""
+    label = f" Schedule: {'; '.join(filter(None, [schedule(board), steps(board)]))}." if board.schedule else ""
     return (
         f"{board.model} continues private prompts from {board.dataset} that it receives only through each method's "
         f"front-end: {count(board.prompts)} test prompts, {count(board.private_tokens)} private tokens; "
-        f"{repeats(board)}.{schedule}"
+        f"{repeats(board)}.{label}"
     )
 
 

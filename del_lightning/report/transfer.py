@@ -22,7 +22,8 @@ def render_markdown(board: TransferBoard) -> str:
         f"# {board.title}",
         "",
         f"{board.model}, {board.dataset}, {board.prompts} prompts, {words.count(board.private_tokens)} private tokens; "
-        f"DEL with d = {board.dim}, n = {board.bits}; {board.virtual_tokens} virtual tokens. {board.schedule}".rstrip(),
+        f"DEL with d = {board.dim}, n = {board.bits}; {board.virtual_tokens} virtual tokens. "
+        f"{words.schedule(board)}".rstrip(),
         "",
         "Differences are in nats a token, paired over prompts, with 95% intervals; above 0: worse.",
         "",

@@ -254,6 +254,21 @@ def repeats(board: Leaderboard | NluLeaderboard | TransferBoard) -> str:
     return f"{draws(number)}, every part trained once (seed {board.config.get('seed', 0)})"
 
 
+_SCHEDULED = {
+    *("steps", "batch_size", "learning_rate", "virtual_tokens", "draws", "max_prompts"),
+    *("train_tokens", "sequence_tokens", "sentence_tokens", "train_examples", "selection_examples", "eval_examples"),
+}
+"""Settings that say how long and on how much something trains, and on how much it is measured."""
+
+
+def schedule(board: Leaderboard | NluLeaderboard | TransferBoard) -> str:
+    """The experiment's label of its schedule, and what was set to something else on the command line."""
+    changed = [one for one in board.overrides if one.partition("=")[0].rpartition(".")[2] in _SCHEDULED]
+    if not board.schedule or not changed or any(one.startswith("schedule=") for one in board.overrides):
+        return board.schedule
+    return f"{board.schedule}, but with {', '.join(changed)}"
+
+
 def draws(number: int) -> str:
     """How many draws of noise."""
     return "one draw of noise" if number == 1 else f"{number} draws of noise"

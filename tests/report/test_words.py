@@ -115,3 +115,15 @@ def test_eta_is_shown_and_mu_is_not() -> None:
     assert words.parameter(metric).startswith("η\u00a0=\u00a0")
     assert words.parameter(row(0.1, False)) == ""
     assert words.parameter(row("clean", False)) == ""
+
+
+def test_a_schedule_that_was_changed_by_hand_says_so() -> None:
+    typed = ["experiment=cpu/sst2", "data.root=DIR", "nlu.seeds=[1]", "nlu.train_examples=48", "prompt.steps=4"]
+    board = make_board(schedule="192 examples", overrides=typed)
+    assert words.schedule(board) == "192 examples, but with nlu.train_examples=48, prompt.steps=4"
+    assert words.schedule(make_board(schedule="192 examples", overrides=typed[:3])) == "192 examples"
+    assert (
+        words.schedule(make_board(schedule="48 examples", overrides=[*typed, "schedule='48 examples'"]))
+        == "48 examples"
+    )
+    assert words.schedule(make_board(schedule="", overrides=typed)) == ""

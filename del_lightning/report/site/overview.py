@@ -240,7 +240,7 @@ def run_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "cells": [
                 run.data,
                 run.board.model,
-                run.board.schedule or words.MISSING,
+                words.schedule(run.board) or words.MISSING,
                 _examples(run),
                 words.repeats(run.board),
                 _methods(run),

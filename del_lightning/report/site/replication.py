@@ -165,7 +165,7 @@ def circumstances(finding: Finding) -> str:
     runs = finding.runs
     if not runs:
         return ""
-    schedules = listed([run.board.schedule for run in runs if run.board.schedule])
+    schedules = listed([words.schedule(run.board) for run in runs if run.board.schedule])
     parts = [listed([run.board.model for run in runs]), listed([run.data for run in runs]), schedules, _sizes(runs)]
     encoders = listed([run.board.encoder for run in runs if not isinstance(run.board, NluLeaderboard)])
     if encoders:
