@@ -474,7 +474,7 @@ def _reference_lines(axes: Axes, references: list[tuple[str, float]]) -> None:
     for names, value in labels:
         place: Any = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": "right"}
         paper: Any = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}
-        axes.annotate(", ".join(names), (0.99, value), (0, 3), color=INK, bbox=paper, zorder=4, **place)
+        axes.annotate(", ".join(names), (0.99, value), (0, 3), color=INK, bbox=paper, zorder=1.5, **place)
 
 
 def _references(board: NluLeaderboard, variant: str, figure: str) -> Iterator[tuple[str, float]]:

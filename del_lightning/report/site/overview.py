@@ -244,7 +244,7 @@ def run_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
                 _examples(run),
                 words.repeats(run.board),
                 _methods(run),
-                words.moment(run.board.generated),
+                words.moment(run.board.generated).split()[0],
             ],
         }
         for run in runs

@@ -114,19 +114,30 @@ def _local_alone(runs: Sequence[Run], methods: Sequence[str]) -> str:
     if "inferdpt" not in methods:
         return ""
     found = [
-        f"{words.with_interval(entry.row.coherence)} ({run.data})"
+        (run.data, entry.row.coherence)
         for run, board in generation(runs)
         for entry in arrange.controls(board)
         if entry.row.method == "local-only"
     ]
-    return f"InferDPT's local model alone reaches COH {listed(found)}." if found else ""
+    return f"InferDPT's local model alone reaches COH {_by_data(found)}." if found else ""
+
+
+def _by_data(found: Sequence[tuple[str, Estimate]]) -> str:
+    """(data set, figure of a run) in few words: where there are several runs, the smallest to the largest."""
+    parts = []
+    for data in dict.fromkeys(data for data, _ in found):
+        estimates = [estimate for name, estimate in found if name == data]
+        low, high = (words.number(pick(one.value for one in estimates)) for pick in (min, max))
+        several = f"{low} to {high} ({data}, {len(estimates)} runs)"
+        parts.append(several if len(estimates) > 1 else f"{words.with_interval(estimates[0])} ({data})")
+    return listed(parts)
 
 
 def _length_alone(compared: Sequence[Comparison]) -> str:
     """What a soft prompt writes of nothing but the length, in the runs that were compared: DEL has to be above that."""
     runs = list({run.slug: run for one in compared for run in one.runs}.values())
     found = [
-        f"{words.with_interval(entry.prompted.coherence)} ({run.data})"
+        (run.data, entry.prompted.coherence)
         for run, board in generation(runs)
         for entry in arrange.controls(board)
         if entry.row.method == "mean" and entry.prompted is not None
@@ -135,7 +146,7 @@ def _length_alone(compared: Sequence[Comparison]) -> str:
         return ""
     return (
         "A soft prompt behind the mean embedding, which tells the server the length alone, reaches COH "
-        f"{listed(found)}: as far as DEL is not above that, its lead is the soft prompt's, which methods that send "
+        f"{_by_data(found)}: as far as DEL is not above that, its lead is the soft prompt's, which methods that send "
         "words do without."
     )
 
