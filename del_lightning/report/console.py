@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from del_lightning.report import arrange, prose, words
+from del_lightning.report import arrange, cautions, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import Estimate, Leaderboard
 
@@ -23,7 +23,7 @@ def console_table(board: Leaderboard) -> Group:
     blocks = [_console_block(board, group, max(width, 12)) for group in groups]
     caption = f"{board.prompts} prompts; 95% intervals are in the report. ε: of a prompt{_length(board)}"
     caption += f", δ = {_delta(board)}."
-    hidden = [Text(warning) for warning in prose.last_token_warning(board)]
+    hidden = [Text(warning) for warning in cautions.last_token_warning(board)]
     return Group(Text(board.title, style="italic"), *blocks, *hidden, Text(caption, style="dim italic"))
 
 

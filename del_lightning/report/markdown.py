@@ -1,6 +1,6 @@
 """A report as Markdown: the same tables, without figures and samples."""
 
-from del_lightning.report import arrange, prose, words
+from del_lightning.report import arrange, cautions, prose, words
 from del_lightning.report.schema import Leaderboard
 from del_lightning.report.tables import (
     ATTACKED_NOTE,
@@ -50,7 +50,7 @@ def render_markdown(board: Leaderboard) -> str:
     parts += ["## Leaderboard", escape(reading_note(board))]
     for group in arrange.groups(board):
         parts += [f"### {escape(group.title)}", _markdown_group(board, group)]
-    if notes := prose.caveats(board):
+    if notes := cautions.caveats(board):
         parts += ["Caveats of the guarantees:", "\n".join(f"- {escape(note.line)}" for note in notes)]
     if devices := device_rows(board):
         parts += ["## On the user's device", markdown_rows(devices)]
@@ -60,7 +60,7 @@ def render_markdown(board: Leaderboard) -> str:
         parts += ["## Every attack at every setting", markdown_rows(attacked), ATTACKED_NOTE]
     if calibrations := calibration_rows(board):
         parts += ["## Calibration", markdown_rows(calibrations)]
-    parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in prose.warnings(board)) or "None."]
+    parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in cautions.warnings(board)) or "None."]
     environment = [[name, value] for name, value in environment_rows(board.environment)]
     parts += ["## Environment", markdown_table(["", ""], environment)]
     took = f"Generated {words.moment(board.generated)}; the runs behind it took {words.duration(board.wall_seconds)}."

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from del_lightning.artifacts import write_text
-from del_lightning.report import arrange, drawing, gallery, plots, prose, tables, words
+from del_lightning.report import arrange, cautions, drawing, gallery, plots, prose, tables, words
 from del_lightning.report.markdown import render_markdown
 from del_lightning.report.rendering import ALONE, Place, encodable, render
 from del_lightning.report.schema import GalleryPrompt, Leaderboard, Sample, Texts
@@ -167,10 +167,10 @@ def _context(board: Leaderboard, samples: list[Sample], prompts: Sequence[Galler
         "setup": prose.setup(board),
         "outcome": prose.outcome(board),
         "winners": list(prose.winners(board)),
-        "warnings": prose.warnings(board),
+        "warnings": cautions.warnings(board),
         "groups": _table(board),
         "reading_note": tables.reading_note(board),
-        "caveats": prose.caveats(board),
+        "caveats": cautions.caveats(board),
         "shapes": drawing.shapes(),
         "styles": drawing.styles(board),
         "methods": arrange.method_names(board),

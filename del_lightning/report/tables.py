@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from del_lightning.report import arrange, prose, words
+from del_lightning.report import arrange, cautions, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import (
     AttackedSetting,
@@ -78,7 +78,7 @@ def method_cell(board: Leaderboard, group: arrange.Group, entry: Entry) -> Cell:
     own = prompt_size(entry.prompted)
     if own and own != shared_prompt_size(board):
         small.append(own)
-    missed = {(m.method, matching, c.target): prose.verdict(c) for m, matching, c in prose.missed(board)}
+    missed = {(m.method, matching, c.target): cautions.verdict(c) for m, matching, c in cautions.missed(board)}
     small += [verdict for calibrated, verdict in missed.items() if calibrated == _calibrated_to(entry)]
     return Cell(entry.name if group.together else entry.row.label, tuple(small))
 
@@ -186,7 +186,7 @@ def certified_cell(row: LeaderboardRow) -> Cell:
     """The certified bound on attacks that know the tokens' frequencies only."""
     if row.certified is None:
         return missing("its guarantee bounds no attack")
-    if prose.breaks_bound(row):
+    if cautions.breaks_bound(row):
         return Cell(words.number(row.certified), ("below the measured rate",), row.certified)
     return Cell(f"≤ {words.at_most(min(row.certified, 1.0))}", sort=row.certified)
 
@@ -286,7 +286,7 @@ def columns(board: Leaderboard, entries: list[Entry]) -> list[Column]:
     no_r = "needs a soft prompt on this row and on the clean and mean controls"
     deltas = {row.privacy.delta for row in board.rows if row.privacy.delta}
     delta = [f"δ = {words.setting(deltas.pop())}"] if len(deltas) == 1 else []
-    mark = prose.caveat_marks(board)
+    mark = cautions.caveat_marks(board)
     found = [
         *_pair(board, entries, "PPL", lambda row: row.perplexity, extra=False),
         *_pair(board, entries, f"COH[{board.encoder}]", lambda row: row.coherence, extra=True),
@@ -402,9 +402,9 @@ def calibration_rows(board: Leaderboard) -> list[dict[str, str]]:
             "Parameter, exact ε": _calibrated_value(board, method, matching, item),
             "ASR at this setting": _with_size(item.asr),
             "Settings tried": words.count(len(method.points)),
-            "Verdict": prose.verdict(item) + (f": {item.note}" if item.note else ""),
+            "Verdict": cautions.verdict(item) + (f": {item.note}" if item.note else ""),
         }
-        for method, matching, item in prose.reported(board)
+        for method, matching, item in cautions.reported(board)
     ]
 
 

@@ -1,5 +1,5 @@
 from del_lightning.privacy import PrivacyStatement
-from del_lightning.report import prose
+from del_lightning.report import cautions, prose
 from del_lightning.report.schema import Estimate, LeaderboardRow, PairedDifference
 from tests.report.factory import (
     NEAREST,
@@ -43,7 +43,7 @@ def test_summary_without_del_says_so() -> None:
 
 
 def test_warnings_follow_from_the_numbers() -> None:
-    text = "\n".join(prose.warnings(make_board()))
+    text = "\n".join(cautions.warnings(make_board()))
     assert text.startswith("These numbers are made up.")
     assert "say almost nothing (ε up to 16\u202f900 for a prompt): DEL (at all settings)" in text
     assert "Theorem 4.2" in text
@@ -57,7 +57,7 @@ def test_places_that_are_given_away_are_a_warning() -> None:
     for value, told in ((0.81, True), (0.05, False)):
         found = {"bigram prior": {"last top-1": rate(value, n=64)}}
         rows = [row.model_copy(update={"recovery": found}) if row is tested else row for row in board.rows]
-        texts = [text for text in prose.warnings(board.model_copy(update={"rows": rows})) if "last tokens" in text]
+        texts = [text for text in cautions.warnings(board.model_copy(update={"rows": rows})) if "last tokens" in text]
         assert [f"{tested.label} gives away" in text and "read 81%" in text for text in texts] == [True] * told
 
 
@@ -82,7 +82,7 @@ def test_strong_guarantee_gets_no_warning() -> None:
         update={"mu_token": 0.1, "epsilon_token": 0.3, "epsilon_sequence": 2.0, "paper_bound_vacuous": False}
     )
     board = make_board(rows=[strong], notes=[])
-    assert prose.warnings(board) == []
+    assert cautions.warnings(board) == []
     assert "by at most 7.39" in " ".join(prose.privacy_statement(strong))
 
 
@@ -99,9 +99,9 @@ def test_missed_calibration_is_a_warning() -> None:
     found.reached, found.note = False, "smallest mu of the range returned"
     found.asr = found.asr.model_copy(update={"value": 0.37})
     text = f"Calibration, target out of reach: nearest-neighbour ASR {found.target:g} for DEL (37% at the smallest"
-    assert any(text in warning for warning in prose.warnings(board))
+    assert any(text in warning for warning in cautions.warnings(board))
     board.notes.append(found.note)
-    assert not any("out of reach" in text for text in prose.warnings(board))
+    assert not any("out of reach" in text for text in cautions.warnings(board))
 
 
 def test_methods_that_miss_the_same_targets_share_a_sentence() -> None:
@@ -110,7 +110,7 @@ def test_methods_that_miss_the_same_targets_share_a_sentence() -> None:
         worst = method.found["worst"][0]
         worst.reached, worst.note = False, "out of reach"
         worst.asr = worst.asr.model_copy(update={"value": 0.2 + 0.01 * place})
-    (text,) = [warning for warning in prose.warnings(board) if "out of reach" in warning]
+    (text,) = [warning for warning in cautions.warnings(board) if "out of reach" in warning]
     assert all(method.label in text for method in board.calibrations)
     assert text.count("worst-case ASR") == 1
     assert text.endswith(f"(20% to {20 + len(board.calibrations) - 1}% at the smallest value tried).")
@@ -120,9 +120,9 @@ def test_a_method_that_stays_below_a_target_did_not_miss_it() -> None:
     board = make_board()
     found = board.calibrations[0].found["nearest"][1]
     found.reached, found.asr = False, found.asr.model_copy(update={"value": 0.02})
-    assert prose.verdict(found) == "stays below the target"
-    assert any("stays below the target: nearest-neighbour ASR" in text for text in prose.warnings(board))
-    assert not any("out of reach" in text for text in prose.warnings(board))
+    assert cautions.verdict(found) == "stays below the target"
+    assert any("stays below the target: nearest-neighbour ASR" in text for text in cautions.warnings(board))
+    assert not any("out of reach" in text for text in cautions.warnings(board))
 
 
 def against_del(nll: float, retained: float) -> list[LeaderboardRow]:
@@ -149,10 +149,10 @@ def test_the_first_of_those_that_retain_nothing_is_not_said_to_retain_most() -> 
     assert "comes first without being shown to retain anything of the prompt (R = −2.10" in " ".join(
         prose.summary(board)
     )
-    warned = [text for text in prose.warnings(board) if "does worse than behind no text at all" in text]
+    warned = [text for text in cautions.warnings(board) if "does worse than behind no text at all" in text]
     assert len(warned) == 1
     assert "DEL, ASR 0.1" in warned[0]
-    assert not any("no text at all" in text for text in prose.warnings(make_board()))
+    assert not any("no text at all" in text for text in cautions.warnings(make_board()))
 
 
 def test_summary_says_where_the_interval_does_not_separate() -> None:
@@ -178,38 +178,38 @@ def test_each_matching_has_its_winner() -> None:
 
 def test_caveats_are_told_once_whatever_their_numbers() -> None:
     board = make_large_board()
-    notes = prose.caveats(board)
+    notes = cautions.caveats(board)
     assert len({note.mark for note in notes}) == len(notes) == len({note.key for note in notes})
     metric = next(note for note in notes if "Metric-DP" in note.methods)
     assert metric.methods == ("Metric-DP", "Metric-DP as released by SnD")
     assert " to " in metric.text
     assert "L2 distance" in metric.text  # a number that is the same everywhere stays
-    mark = prose.caveat_marks(board)
+    mark = cautions.caveat_marks(board)
     rows = [item for item in board.rows if item.method == "metric"]
     assert {mark(item.privacy) for item in rows} == {metric.mark}
     assert mark(row("clean", False).privacy) == ""
 
 
 def test_other_kinds_of_guarantees_are_a_warning() -> None:
-    texts = [text for text in prose.warnings(make_large_board()) if "different kinds" in text]
+    texts = [text for text in cautions.warnings(make_large_board()) if "different kinds" in text]
     assert len(texts) == 1
     assert "SANTEXT+" in texts[0]
     assert "Gaussian" not in texts[0]
 
 
 def test_methods_that_are_meant_as_a_whole_are_named_once() -> None:
-    (text,) = [text for text in prose.warnings(make_large_board()) if "say almost nothing" in text]
+    (text,) = [text for text in cautions.warnings(make_large_board()) if "say almost nothing" in text]
     assert text.count("DP-Forward as released") == 1
     assert "InferDPT (at all settings)." in text
 
 
 def test_measured_rate_above_the_certified_bound_is_a_warning() -> None:
     board = make_board(rows=[row(0.1, False, certified=0.2)])
-    assert "more often than the certified bound allows: DEL, ASR 0.1" in "\n".join(prose.warnings(board))
+    assert "more often than the certified bound allows: DEL, ASR 0.1" in "\n".join(cautions.warnings(board))
     # An attack that reads the context knows more than the bound supposes.
     contextual = {NEAREST: rate(0.1), OPTIMAL: rate(0.15), "LM prior, sequence": rate(0.5)}
     board = make_board(rows=[row(0.1, False, certified=0.2, asr=contextual)])
-    assert "certified bound" not in "\n".join(prose.warnings(board))
+    assert "certified bound" not in "\n".join(cautions.warnings(board))
 
 
 def test_statement_without_epsilon_gives_the_caveat() -> None:
