@@ -1,6 +1,5 @@
 """Cells and tables that the pages of results share; see `_readme.py` and `_del_plus.py`."""
 
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,7 @@ def guarantee(row: LeaderboardRow) -> str:
     if parameter := words.parameter(row):
         return f"{parameter}, see its caveat"
     epsilon = row.privacy.epsilon_sequence
-    return "none" if epsilon is None else f"{math.ceil(epsilon):,}"
+    return "none" if epsilon is None else words.at_most_whole(epsilon)
 
 
 def show(estimate: Estimate | None, style: str) -> str:

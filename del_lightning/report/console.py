@@ -1,6 +1,5 @@
 """The leaderboard in a terminal of 100 columns."""
 
-import math
 from collections.abc import Callable
 
 from rich.box import SIMPLE_HEAD
@@ -52,18 +51,16 @@ def _console_block(board: Leaderboard, group: arrange.Group, width: int) -> Tabl
         row = entry.row
         cells.append(words.MISSING if row.certified is None else words.at_most_percent(row.certified))
         epsilon = row.privacy.epsilon_sequence
-        cells += ["none" if epsilon is None else _upwards(epsilon), f"{row.communication.bits_per_token:,.0f}"]
+        cells += [
+            "none" if epsilon is None else words.at_most_whole(epsilon),
+            f"{row.communication.bits_per_token:,.0f}",
+        ]
         table.add_row(Text(_console_name(entry, group).ljust(width)), *cells)
     return table
 
 
 def _plain(estimate: Estimate | None, style: str) -> str:
     return words.MISSING if estimate is None else format(estimate.value, style)
-
-
-def _upwards(value: float) -> str:
-    """A promise in whole numbers, never below its value."""
-    return f"{math.ceil(value):,}" if math.isfinite(value) else "∞"
 
 
 def _length(board: Leaderboard) -> str:

@@ -1,6 +1,6 @@
 """How figures are drawn: inline SVG whose text stays text and whose colours follow the page's light or dark scheme.
 
-Matplotlib draws with placeholder colours that :func:`_inline` replaces by the page's CSS variables. Identifiers get
+Matplotlib draws with stand-in colours that :func:`_inline` replaces by the page's CSS variables. Identifiers get
 the figure's name in front, so that several figures can live in one document, and no clock or random number enters:
 equal data give equal bytes. Figures are narrow on purpose: the page lays several out side by side, and on a phone
 each still shows its text at a readable size.
@@ -90,8 +90,8 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
     svg = re.sub(r'(<svg) width="([\d.]+)pt" height="[\d.]+pt"', r'\1 aria-hidden="true" focusable="false"', svg)
-    for placeholder, variable in _VARIABLES.items():
-        svg = svg.replace(placeholder, f"var(--{variable})")
+    for stand_in, variable in _VARIABLES.items():
+        svg = svg.replace(stand_in, f"var(--{variable})")
     return svg
 
 
@@ -139,7 +139,7 @@ def success_axis(axes: Axes, axis: str, highest: float) -> None:
 
 @dataclass(frozen=True)
 class Style:
-    """How a method is drawn everywhere: placeholder colour and marker, and the tag that its curves carry."""
+    """How a method is drawn everywhere: stand-in colour and marker, and the tag that its curves carry."""
 
     colour: str
     marker: str

@@ -110,7 +110,12 @@ def at_most(value: float | None) -> str:
 
 def at_most_percent(share: float) -> str:
     """A bound on a share as per cent with one digit, rounded up and at most 100%."""
-    return f"{min(math.ceil(share * 1000 - 1e-9), 1000) / 10:.1f}%"
+    return f"{min(Decimal(100), 100 * Decimal(str(share))).quantize(Decimal('0.1'), ROUND_CEILING)}%"
+
+
+def at_most_whole(value: float) -> str:
+    """A promise in whole numbers with commas, for tables of plain text: rounded up."""
+    return f"{math.ceil(value):,}" if math.isfinite(value) else "∞"
 
 
 def _magnitude(value: float) -> str:

@@ -197,6 +197,12 @@ def test_few_bits_are_enough_only_where_none_are_not(mean: int, outcome: str) ->
     assert worse.verdict == "disagrees"  # to contradict takes no control
 
 
+def test_without_the_control_nothing_is_confirmed() -> None:
+    boards = [coarse(bits, 50.0) for bits in (1, 8)]
+    alone = [board.model_copy(update={"rows": [r for r in board.rows if r.method != "mean"]}) for board in boards]
+    assert {one.outcome for one in judged(own_settings.bits, *alone).comparisons} == {"decides nothing"}
+
+
 def test_rows_that_several_runs_hold_count_once() -> None:
     board = turned(make_large_board(), lambda row: {"difference": None})
     copy = board.model_copy(update={"title": "The same rows in another run"})

@@ -4,7 +4,7 @@
 text's length. So every such comparison is made again with the mean embedding in the first row's place.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +76,7 @@ def trainings(runs: Sequence[Run]) -> list[list[tuple[Run, Leaderboard]]]:
 
 
 def compared(
-    first: Side, second: Side, what: str, margin: float, stored: Callable[[], Estimate | None] = lambda: None
+    first: Side, second: Side, what: str, margin: float, stored: Estimate | None = None
 ) -> Iterator[Comparison]:
     """The first has the lower perplexity, or one at most so much higher; nothing where there are no numbers.
 
@@ -88,7 +88,7 @@ def compared(
         stored: The difference that a leaderboard without numbers of each prompt holds itself.
     """
     ours, theirs = first.perplexity, second.perplexity
-    paired = _paired(first, second) or stored()
+    paired = _paired(first, second) or stored
     difference = paired or _apart(first, second)
     if ours is None or theirs is None or difference is None:
         return
@@ -108,9 +108,9 @@ def compared(
 
 
 def _fails(nothing: Side | None, second: Side, margin: float) -> bool:
-    """Whether sending nothing is shown to be further behind than the margin; not asked where there is no such row."""
+    """Whether sending nothing is shown to be further behind than the margin; not where there is no such row."""
     found = (_paired(nothing, second) or _apart(nothing, second)) if nothing is not None else None
-    return found is None or (found.high is not None and found.high < -margin)
+    return found is not None and found.high is not None and found.high < -margin
 
 
 def _paired(first: Side, second: Side) -> Estimate | None:

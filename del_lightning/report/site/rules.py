@@ -9,7 +9,6 @@ the noise. Methods are compared where the paper compares them: at equal success 
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 
 from del_lightning.report import arrange, nlu, paired, words
 from del_lightning.report.arrange import Entry
@@ -159,7 +158,7 @@ def gaussian(runs: Sequence[Run]) -> Finding:
         for matching in ("nearest", "guarantee"):
             for target, (ours, theirs) in _against_gaussian(group, matching):
                 what = f"PPL at {words.MATCHED[matching]} {target:g}"
-                found += compared(ours, theirs, what, TEN_PERCENT, partial(_stored, theirs))
+                found += compared(ours, theirs, what, TEN_PERCENT, _stored(theirs))
                 saved.append(_payloads(ours.places[0][2], theirs.places[0][2]))
     missing = f"No loaded run holds Gaussian noise on the code matched to DEL. {loaded(runs)}"
     return weigh(found, missing, f"DEL sends {listed(saved)}.")
