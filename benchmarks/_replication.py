@@ -85,9 +85,15 @@ JOBS: dict[str, list[str]] = {
         for mu in (20, 60)
     },
     # Tables 6 and 7: soft prompts from other data and from another mu.
-    "transfer-ptb": [*PTB, "stage=transfer"],
-    "transfer-wikitext2": ["experiment=leaderboard/wikitext2", *SMALL, "stage=transfer"],
-    "transfer-cnn-dailymail": [*CNN, *SMALL, "stage=transfer"],
+    **{
+        f"transfer-{corpus}{again}": [*settings, "stage=transfer", *seed]
+        for again, seed in SEEDS.items()
+        for corpus, settings in (
+            ("ptb", PTB),
+            ("wikitext2", ["experiment=leaderboard/wikitext2", *SMALL]),
+            ("cnn-dailymail", [*CNN, *SMALL]),
+        )
+    },
     # Table 1's third data set, with the Gaussian mechanism of Fig. 3 beside DEL.
     "cnn-dailymail": [
         *CNN,

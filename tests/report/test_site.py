@@ -274,6 +274,38 @@ def test_transfer_over_data_must_help(gain: float, verdict: str) -> None:
     assert len(found.comparisons) == 1
 
 
+def retrained(board: TransferBoard, seed: int, gain: float) -> TransferBoard:
+    """The same, every part trained under another seed; a soft prompt of C4 is worth so much."""
+    cells = [
+        cell.model_copy(update={"over_none": difference(-gain)}) if cell.trained_on == "c4" else cell
+        for cell in board.cells
+    ]
+    return board.model_copy(update={"seed": seed, "cells": cells, "config": {**board.config, "seed": seed}})
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"), [((0.3, 0.31, 0.29), "agrees"), ((0.9, 0.1, 0.2), "undecided"), ((0.3, 0.3), "agrees")]
+)
+def test_trainings_of_a_transfer_are_compared_as_one(gains: tuple[float, ...], verdict: str) -> None:
+    found = finding("data-transfer", *(retrained(make_transfer(), seed, gain) for seed, gain in enumerate(gains)))
+    (one,) = found.comparisons
+    assert (found.verdict, len(one.runs)) == (verdict, len(gains))
+    assert one.difference.value == pytest.approx(sum(gains) / len(gains))
+    assert f"mean of {len(gains)} trainings" in one.what
+    assert one.difference.low is not None
+    assert one.difference.low <= one.difference.value - 0.05 + 1e-9, "narrower than over prompts alone"
+
+
+def test_transfers_of_other_settings_stay_apart() -> None:
+    first, second = make_transfer(), retrained(make_transfer(), 1, 0.2)
+    longer = {**second.config, "prompt": {**second.config.get("prompt", {}), "virtual_tokens": 50}}
+    assert len(finding("data-transfer", first, second).comparisons) == 1
+    assert len(finding("data-transfer", first, second.model_copy(update={"config": longer})).comparisons) == 2
+    data = {name: value for name, value in first.config["data"].items() if name != "first_prompt"}
+    older = first.model_copy(update={"config": {**first.config, "data": data}})
+    assert len(finding("data-transfer", older, second).comparisons) == 1, "a setting of today had its default then"
+
+
 def test_gaussian_verdict_follows_the_paired_difference() -> None:
     assert finding("gaussian", make_board()).verdict == "not run"
     anchors = {item.anchor: item.rule([Run("large", "made up", make_large_board())]) for item in ITEMS}

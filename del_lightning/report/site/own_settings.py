@@ -1,31 +1,18 @@
-"""The rules about DEL's own settings: width of the code, bits, payload, and soft prompts away from home.
+"""The rules about DEL's own settings: width of the code, bits, payload.
 
 As in :mod:`~del_lightning.report.site.rules`: pure functions from the loaded runs to a verdict, by direction alone.
 """
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
+from del_lightning.config import with_defaults
 from del_lightning.report import arrange, words
-from del_lightning.report.schema import (
-    Estimate,
-    Leaderboard,
-    LeaderboardRow,
-    TransferBoard,
-    TransferCell,
-)
-from del_lightning.report.site.claims import (
-    Comparison,
-    Finding,
-    exact,
-    listed,
-    negative,
-    tally,
-    weigh,
-)
+from del_lightning.report.schema import Leaderboard, LeaderboardRow
+from del_lightning.report.site.claims import Comparison, Finding, exact, listed, weigh
 from del_lightning.report.site.perplexities import Side, compared
 from del_lightning.report.site.rules import TEN_PERCENT, loaded
 from del_lightning.report.site.runs import Run, generation
@@ -62,12 +49,17 @@ def peers(runs: Sequence[Run], section: str, key: str) -> list[list[Trainings]]:
     return [list(settings.values()) for settings in groups.values() if len(settings) > 1]
 
 
+def determining(config: dict[str, Any]) -> dict[str, Any]:
+    """What determines a run, its seed apart; a setting that is younger than the run had its default there."""
+    settings = with_defaults(config)
+    adapter = settings["adapter"]
+    return {name: settings[name] for name in DETERMINING} | {"adapter": adapter if adapter["rank"] else None}
+
+
 def _without(config: dict[str, Any], section: str, key: str) -> str:
     """What determines a run, one setting and its seed apart."""
-    parts = {name: config.get(name) for name in DETERMINING}
-    adapter = config.get("adapter") or {}
-    parts["adapter"] = adapter if adapter.get("rank") else None  # none in boards from before there were adapters
-    parts[section] = {name: value for name, value in (config.get(section) or {}).items() if name != key}
+    parts = determining(config)
+    parts[section] = {name: value for name, value in parts[section].items() if name != key}
     return json.dumps(parts, sort_keys=True)
 
 
@@ -216,62 +208,3 @@ def _smaller_text(board: Leaderboard, row: LeaderboardRow) -> list[str]:
         return []
     sizes = words.count(clean[0]), words.count(row.communication.bits_per_token)
     return [f"The text itself, as token ids, takes {sizes[0]} bits a token and so less than DEL's {sizes[1]}."]
-
-
-# --- a soft prompt away from home -------------------------------------------------------------------------------------
-
-
-def transfers(runs: Iterable[Run]) -> Iterator[tuple[Run, TransferCell, TransferCell, TransferCell]]:
-    """(run, a use away from home, the matched soft prompt's use, the use without one) of every transferred use."""
-    for run in runs:
-        if not isinstance(run.board, TransferBoard):
-            continue
-        for cell in run.board.cells:
-            home = [one for one in run.board.cells if one.used_at == cell.used_at]
-            none = next((one for one in home if one.trained_on is None), None)
-            matched = next((one for one in home if one.over_matched is None), None)
-            if none is not None and matched is not None and cell not in (none, matched):
-                yield run, cell, matched, none
-
-
-def data_transfer(runs: Sequence[Run]) -> Finding:
-    """Rule: a soft prompt trained on other data has a lower perplexity than none, at the same mu."""
-    away = [found for found in transfers(runs) if found[1].trained_on != found[2].trained_on]
-    helps = [one for run, cell, _, none in away for one in _helps(run, cell, none)]
-    costs = [one for run, cell, matched, _ in away for one in _costs(run, cell, matched)]
-    remark = f"The matched soft prompt is better still: {tally(costs)}" if costs else ""
-    return weigh(helps, "No loaded run uses a soft prompt on other data than it was trained on.", remark)
-
-
-def mu_transfer(runs: Sequence[Run]) -> Finding:
-    """Rule: a soft prompt trained at another mu has a lower perplexity than none and a higher one than the matched."""
-    away = [found for found in transfers(runs) if found[1].trained_on == found[2].trained_on]
-    helps = [one for run, cell, _, none in away for one in _helps(run, cell, none)]
-    costs = [one for run, cell, matched, _ in away for one in _costs(run, cell, matched)]
-    parts = (f"Better than none: {tally(helps)}", f"Worse than the matched one: {tally(costs)}") if away else ()
-    return weigh([*helps, *costs], "No loaded run uses a soft prompt at another mu than it was trained at.", *parts)
-
-
-def _helps(run: Run, cell: TransferCell, none: TransferCell) -> Iterator[Comparison]:
-    if cell.over_none is not None and cell.over_none.nll is not None:
-        yield _use(run, cell, none, (cell, none), negative(cell.over_none.nll))
-
-
-def _costs(run: Run, cell: TransferCell, matched: TransferCell) -> Iterator[Comparison]:
-    if cell.over_matched is not None and cell.over_matched.nll is not None:
-        yield _use(run, cell, matched, (matched, cell), cell.over_matched.nll)
-
-
-def _use(
-    run: Run, cell: TransferCell, base: TransferCell, order: tuple[TransferCell, TransferCell], difference: Estimate
-) -> Comparison:
-    first, second = ((_origin(one), one.perplexity) for one in order)
-    against = "no soft prompt" if base.trained_on is None else "the matched soft prompt"
-    what = f"PPL at mu {words.number(cell.used_at)} against {against}; difference in nats a token, paired"
-    return Comparison((run,), what, first, second, difference)
-
-
-def _origin(cell: TransferCell) -> str:
-    if cell.trained_on is None or cell.trained_at is None:
-        return "no soft prompt"
-    return f"trained on {cell.trained_on} at mu {words.number(cell.trained_at)}"

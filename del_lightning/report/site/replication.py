@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from del_lightning.report import words
 from del_lightning.report.schema import NluLeaderboard
-from del_lightning.report.site import own_settings, rules
+from del_lightning.report.site import away, own_settings, rules
 from del_lightning.report.site.claims import Finding, listed
 from del_lightning.report.site.runs import Board, Run
 
@@ -109,7 +109,7 @@ ITEMS = (
         PAPER_GENERATION,
         "Nats a token behind no soft prompt minus those behind the transferred one, at the same mu. Agrees where the "
         "interval lies above 0.",
-        own_settings.data_transfer,
+        away.data_transfer,
     ),
     Item(
         "mu-transfer",
@@ -120,7 +120,7 @@ ITEMS = (
         PAPER_GENERATION,
         "Nats a token behind no soft prompt minus those behind the transferred one, and behind the transferred one "
         "minus those behind the matched one. Agrees where both intervals lie above 0.",
-        own_settings.mu_transfer,
+        away.mu_transfer,
     ),
     Item(
         "width",

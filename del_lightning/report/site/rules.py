@@ -1,6 +1,7 @@
 """The rules behind the replication page: pure functions from the loaded runs to a verdict.
 
-Those about DEL's own settings (width, bits, payload, transfer) are in :mod:`~del_lightning.report.site.own_settings`.
+Those about DEL's own settings (width, bits, payload) are in :mod:`~del_lightning.report.site.own_settings`, those about
+soft prompts away from home in :mod:`~del_lightning.report.site.away`.
 
 The paper's numbers and ours are of different models, schedules and sentence encoders, so a rule never compares a
 value of theirs with one of ours. It asks whether the direction that the paper reports is there in our rows, beyond
