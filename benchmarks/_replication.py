@@ -114,9 +114,10 @@ JOBS: dict[str, list[str]] = {
     },
     # A second language model. Its vocabulary is five times as large, and so are the logits of a batch; its embeddings
     # are 7.6 times as large (root mean square 1.03 against .136), and so are the steps of its soft prompt.
-    "gemma-3-270m": [*PTB, "model=gemma3", "targets=[0.1]", "prompt.learning_rate=0.15", "methods=[clean,mean,del,gaussian-code]",
-                     "soft_prompts=[clean,mean,del,gaussian-code]", "data.eval_batch_size=4",
-                     "evaluate.generation_batch_size=16"],
+    "gemma-3-270m": [
+        *PTB, "model=gemma3", "prompt.learning_rate=0.15", "targets=[0.1]", "methods=[clean,mean,del,gaussian-code]",
+        *("soft_prompts=[clean,mean,del,gaussian-code]", "data.eval_batch_size=4", "evaluate.generation_batch_size=16"),
+    ],
     # Tables 3 and 4.
     "nlu/sst2": ["experiment=cpu/sst2"],
     "nlu/sst2-8-bits": ["experiment=cpu/sst2", "nlu.ways=[linear,prompt,snd,snd-prompt]",
