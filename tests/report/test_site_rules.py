@@ -257,15 +257,29 @@ def test_bits_are_compared_over_the_trainings_that_both_settings_have() -> None:
         assert one.difference.low == pytest.approx(-12.706 * 0.1, rel=1e-3)  # .1 and -.1
 
 
+def short(board: Leaderboard) -> Leaderboard:
+    """No target of any method is reached."""
+    for made in board.calibrations:
+        for results in made.found.values():
+            results[:] = [result.model_copy(update={"reached": False}) for result in results]
+    return board
+
+
 def test_a_target_that_few_bits_cannot_reach_is_named() -> None:
     few, most = coarse(1, 50.0), coarse(8, 50.0)
     assert not any("cannot reach" in one.what for one in judged(own_settings.bits, few, most).comparisons)
-    for made in few.calibrations:
-        for results in made.found.values():
-            results[:] = [result.model_copy(update={"reached": False}) for result in results]
-    found = judged(own_settings.bits, few, most).comparisons
+    found = judged(own_settings.bits, short(few), most).comparisons
     assert all("which n = 1 cannot reach at any mu" in one.what for one in found if "ASR" in one.what)
     assert any("cannot reach" in one.what for one in found)
+
+
+def test_a_target_that_is_not_reached_in_one_training_alone_says_so() -> None:
+    boards = [by_prompt(coarse(bits, 50.0), [3.0 + seed, 5.0]) for seed in (0, 1) for bits in (1, 8)]
+    for seed, board in enumerate((boards[:2], boards[2:])):
+        for one in board:
+            one.config["seed"] = seed
+    found = judged(own_settings.bits, short(boards[0]), *boards[1:]).comparisons
+    assert any("which n = 1 (in 1 of 2 trainings) cannot reach at any mu" in one.what for one in found)
 
 
 def test_bits_are_compared_under_one_adapter_only() -> None:

@@ -146,7 +146,7 @@ def bits(runs: Sequence[Run]) -> Finding:
         for few in fewer:
             names = (f"n = {_size(few)['bits']:g}", f"n = {_size(most)['bits']:g}")
             for ours, theirs in _sides((few, most), names):
-                row, short = ours.places[0][2], [side.name for side in (ours, theirs) if _short(side)]
+                row, short = ours.places[0][2], [name for side in (ours, theirs) if (name := _short(side))]
                 matched = f"{words.MATCHED[row.matching]} {row.target:g}" if row.matching else "equal mu"
                 if short:
                     matched += f", which {listed(short)} cannot reach at any mu"
@@ -159,15 +159,20 @@ def bits(runs: Sequence[Run]) -> Finding:
     return weigh(found, missing)
 
 
-def _short(side: Side) -> bool:
-    """Whether a method stays below its target in any training: no setting of it is read that often."""
-    return any(
-        result.target == row.target and not result.reached
+def _short(side: Side) -> str:
+    """Name of a method that stays below its target: no setting of it is read that often. Else the empty text."""
+    short = sum(
+        any(
+            result.target == row.target and not result.reached
+            for one in board.calibrations
+            if one.method == row.method
+            for result in one.found.get(row.matching or "", [])
+        )
         for _, board, row in side.places
-        for one in board.calibrations
-        if one.method == row.method
-        for result in one.found.get(row.matching or "", [])
     )
+    if short in (0, len(side.places)):
+        return side.name if short else ""
+    return f"{side.name} (in {short} of {len(side.places)} trainings)"
 
 
 def payload(runs: Sequence[Run]) -> Finding:
