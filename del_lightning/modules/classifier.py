@@ -127,6 +127,8 @@ def _entropy(head: Head, data: tuple[Tensor, Tensor]) -> float:
 class ClassifierTraining(FrozenBackboneModule):
     """Trains what in ``split`` requires a gradient (soft prompt, adapter) and the head with the task's cross-entropy.
 
+    The head comes fitted, and a short training through noise need not improve upon it: the start may be the best.
+
     Args:
         split: Front-end and server; a soft prompt in it trains, and so does an adapter in its language model.
         head: Reads the last position.
@@ -135,6 +137,7 @@ class ClassifierTraining(FrozenBackboneModule):
     """
 
     monitor = "val/loss"
+    start_counts = True
 
     def __init__(self, split: SplitModel, head: Head | Verbaliser, config: Schedule, seed: int = 0) -> None:
         super().__init__(config, seed)

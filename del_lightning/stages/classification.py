@@ -151,6 +151,7 @@ def _schedule(task: NluTask, variant: str) -> dict[str, Any]:
         found["prompt"] = asdict(task.ws.config.prompt)
     if variant in ("prompt", "lora"):
         found["head"] = config.head
+        found["start"] = "counts"  # what had less to show than its first guess was reported all the same
     if variant == "lora":
         found["lora"] = asdict(config.lora)
     if variant == "snd-prompt":

@@ -217,8 +217,14 @@ def test_fingerprint_is_over_content(make: Any, tmp_path: Path, tiny_tokenizer: 
     assert make("rte").fingerprint != first
 
 
-def test_majority_is_that_of_the_training_rows(make: Any) -> None:
-    assert make().majority == 1
+def test_majority_is_that_of_the_training_rows(make: Any, tmp_path: Path) -> None:
+    data = make()
+    assert data.majority == 1
+    path = tmp_path / "glue" / "mrpc" / "train-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(path).set_column(2, "label", pa.array([int(i % 3 == 0) for i in range(60)])), path)
+    other = GlueData(data.task, data.tokenizer, data.config, str(tmp_path))
+    assert other.majority == 0
+    assert sum(other.rows("test").labels) > len(other.rows("test").labels) / 2  # those that are reported say 1
 
 
 def test_label_words_must_begin_unlike(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,19 +134,39 @@ def test_each_part_has_its_own_learning_rate(tiny_llm: Factory) -> None:
 
 def test_training_meets_fresh_noise(tiny_llm: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ClassifierTraining(tuned(split_for(tiny_llm())), Head(16), replace(CONFIG, validate_every=6))
-    payloads: list[Tensor] = []
+    streams: list[int] = []
     release = module.split.release
 
     def spy(batch: object, generator: torch.Generator) -> object:
-        found = release(batch, generator)
         if module.training:
-            payloads.append(found.payload)
-        return found
+            streams.append(generator.initial_seed())
+        return release(batch, generator)
 
     monkeypatch.setattr(module.split, "release", spy)
     train(module, tmp_path)
-    assert len(payloads) == 6
-    assert len({payload.sum().item() for payload in payloads}) > 1
+    assert len(streams) == len(set(streams)) == 6
+
+
+class Worsening(ClassifierTraining):
+    """Every validation is worse than the one before."""
+
+    validations = 0
+
+    def score(self, loss: Tensor) -> Tensor:
+        self.validations += 1
+        return torch.tensor(float(self.validations))
+
+
+def test_a_training_that_only_loses_leaves_what_it_started_from(tiny_llm: Factory, tmp_path: Path) -> None:
+    """The head comes fitted: what training makes worse must not be reported as what a soft prompt is worth."""
+    module = Worsening(tuned(split_for(tiny_llm())), Head(16), CONFIG)
+    before = {name: value.clone() for name, value in module.trainable().items()}
+    result = train(module, tmp_path)
+    assert (result.best, module.validations) == (1.0, 3)  # before the first step, and twice in six
+    assert all(torch.equal(value, before[name]) for name, value in module.trainable().items())
+    better = ClassifierTraining(tuned(split_for(tiny_llm())), Head(16), CONFIG)
+    train(better, tmp_path / "better")
+    assert not all(torch.equal(value, before[name]) for name, value in better.trainable().items())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
