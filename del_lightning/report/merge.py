@@ -61,7 +61,7 @@ def _setting(board: NluLeaderboard) -> str:
     # Attacks that were not run on a later seed's releases are missed by nobody.
     more["attack"] = {name: value for name, value in more["attack"].items() if name != "suite"}
     few = {name: config[section][name] for section, name in SHARED_NAMES}
-    alike = (board.task, board.model, board.schedule, board.denoised_prompt_rate)
+    alike = (board.task, board.model, board.schedule, board.denoised_prompt_rate, board.tuned_start_counts)
     return repr((*alike, sorted(nlu.items()), more, few))
 
 
@@ -141,6 +141,7 @@ def _row(row: NluRow, others: Sequence[NluLeaderboard], labels: list[int]) -> Nl
         update={
             "seeds": len(scores),
             "scores": scores,
+            "validation": [one for part in parts for one in part.validation],
             "over_seeds": {
                 name: over_seeds([figure[name] for figure in figures], within=RANGES[name]) for name in figures[0]
             },

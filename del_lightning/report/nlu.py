@@ -306,7 +306,7 @@ def averaged(board: NluLeaderboard) -> str:
 def outcome(board: NluLeaderboard) -> list[str]:
     """What came out, in sentences: what clean text allows, DEL at the setting that is quoted everywhere, all rows."""
     never = majority(board).over_seeds["accuracy"].value
-    return [*_clean_text(board, never), *_headline(board), *_counted(board)]
+    return [*_clean_text(board, never), *_headline(board), *_counted(board), *_denoisers(board)]
 
 
 def _counted(board: NluLeaderboard) -> Iterator[str]:
@@ -329,8 +329,85 @@ def _clean_text(board: NluLeaderboard, never: float) -> Iterator[str]:
             points = words.number(100 * (accuracy.value - never))
             yield (
                 f"{framework(variant)}, {VARIANTS[variant]}: clean text {words.with_interval(accuracy)} accuracy, "
-                f"{points} points from the majority class ({words.number(never)})."
+                f"{points} points from the majority class ({words.number(never)}){_against_length(board, row)}."
             )
+
+
+def _against_length(board: NluLeaderboard, row: NluRow) -> str:
+    """Whether clean text passes what private rows are held to."""
+    if without_text(board, row.variant) is None or len(board.seeds) < 2:
+        return ""
+    surely = "surely" if beats_length(board, row) else "not surely"
+    return f"; its area under the curve is {surely} above that of the length alone"
+
+
+def _denoisers(board: NluLeaderboard) -> Iterator[str]:
+    """How far denoisers got, against the best constant in their place."""
+    constant = board.best_constant
+    if constant is None:
+        return
+    for variant in (one for one in variants(board) if one not in END_TO_END):
+        errors = [mean_best(row) for row in private(board, variant) if row.validation]
+        if not errors:
+            continue
+        no_nearer = sum(error >= constant for error in errors)
+        meaning = (
+            ": there it measures how short its training was, not what a front-end lets through" if no_nearer else ""
+        )
+        yield (
+            f"{framework(variant)}, {VARIANTS[variant]}: behind {no_nearer} of {len(errors)} private front-ends the "
+            "denoiser comes no nearer to the clean output than the best constant would on held-out examples (mean "
+            f"squared error {_range(errors, words.number)} against {words.number(constant)}"
+            f"{_behind_no_text(board, variant)}){meaning}."
+        )
+
+
+def _behind_no_text(board: NluLeaderboard, variant: str) -> str:
+    row = without_text(board, variant)
+    return f"; {words.number(mean_best(row))} behind the mean embedding" if row is not None and row.validation else ""
+
+
+def mean_best(row: NluRow) -> float:
+    """Held-out error of what was kept, mean over seeds; of a row that has one."""
+    return sum(one.best for one in row.validation) / len(row.validation)
+
+
+def validation_rows(board: NluLeaderboard) -> list[dict[str, str]]:
+    """What trainings reached on held-out examples, a line a row; none in boards that do not hold it."""
+    return [
+        {
+            "Way to classify": f"{framework(row.variant)}: {VARIANTS[row.variant]}",
+            "Front-end": front_name(board, row),
+            "Error": "cross-entropy, nats" if row.variant in END_TO_END else "mean squared error",
+            "Before training": _starts(row),
+            "Kept": words.number(mean_best(row)),
+            "Left as it started": _unmoved(row),
+        }
+        for row in board.rows
+        if row.validation
+    ]
+
+
+def _starts(row: NluRow) -> str:
+    starts = [one.start for one in row.validation if one.start is not None]
+    return words.number(sum(starts) / len(starts)) if starts else words.MISSING
+
+
+def _unmoved(row: NluRow) -> str:
+    """Trainings that found nothing better than their start, where it could be kept."""
+    starts = [one for one in row.validation if one.start is not None]
+    return f"{sum(one.best == one.start for one in starts)} of {len(starts)}" if starts else words.MISSING
+
+
+def notes(board: NluLeaderboard) -> list[str]:
+    """What to know before quoting: the board's own notes, and what has come out about its code since."""
+    found = list(board.notes)
+    if board.tuned_start_counts is None and {row.variant for row in board.rows} & {"prompt", "lora"}:
+        found.append(
+            "Soft prompts and adapters were made by code that kept the best of a training even where the fitted head "
+            "that it started from was better: their rows may be below what no training at all gives."
+        )
+    return found
 
 
 def headline(board: NluLeaderboard) -> str | None:

@@ -38,11 +38,13 @@ def render_markdown(board: NluLeaderboard) -> str:
     ]
     parts += [markdown_table(["Front-end", *(escape(column.line) for column in shown)], lines)]
     parts += ["## Cost", markdown_rows(nlu.cost_rows(board))]
+    if validation := nlu.validation_rows(board):
+        parts += ["## What trainings reached on held-out examples", markdown_rows(validation)]
     if differences := difference_rows(board):
         parts += ["## Compared in pairs", READING, markdown_rows(differences)]
     if attributes := nlu.attribute_rows(board):
         parts += ["## What can be inferred of a whole text", markdown_rows(attributes)]
-    parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in board.notes) or "None."]
+    parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in nlu.notes(board)) or "None."]
     parts += ["## Environment", markdown_table(["", ""], [list(line) for line in environment_rows(board.environment)])]
     took = f"Generated {words.moment(board.generated)}; the runs behind it took {words.duration(board.wall_seconds)}."
     parts += [took, "More: [figures](index.html), [all numbers](leaderboard.json)."]
@@ -75,6 +77,8 @@ def _context(board: NluLeaderboard) -> dict[str, Any]:
         "mechanism": nlu.mechanism,
         "front_name": nlu.front_name,
         "costs": nlu.cost_rows(board),
+        "validation": nlu.validation_rows(board),
+        "notes": nlu.notes(board),
         "attributes": nlu.attribute_rows(board),
         "differences": difference_rows(board),
         "reading": READING,

@@ -271,6 +271,15 @@ class NluCost(Record):
     """What the server answers: a class, or its pooled output as 32-bit floats."""
 
 
+class NluValidation(Record):
+    """What one training reached on held-out examples: cross-entropy in nats, or a denoiser's mean squared error."""
+
+    start: float | None
+    """Before the first step; None where that could not be kept."""
+    best: float
+    """Of the weights that were kept."""
+
+
 class NluRow(Record):
     """One way to classify behind one front-end at one privacy level, over all seeds."""
 
@@ -297,6 +306,8 @@ class NluRow(Record):
     privacy: PrivacyColumns | None = None
     """For one token, and for a text: both sentences together. None where nothing is sent."""
     cost: NluCost
+    validation: list[NluValidation] = Field(default=[], exclude_if=_is_empty)
+    """One a seed; empty where a head alone was trained, and in boards from before it was recorded."""
     scores: list[list[float]] = Field(default=[], exclude_if=_is_empty)
     """Probability of class 1 of every reported example under each seed: the figures are those of these numbers."""
 
@@ -333,6 +344,10 @@ class NluLeaderboard(Record):
     denoised_prompt_rate: float | None = Field(default=None, exclude_if=_is_missing)
     """Learning rate of the soft prompt that a denoiser's loss trains; None in boards from before it had its own, whose
     soft prompts learned at the denoiser's rate and hardly moved."""
+    tuned_start_counts: bool | None = Field(default=None, exclude_if=_is_missing)
+    """Whether a soft prompt or adapter whose training only lost is left as it started; None in boards from before."""
+    best_constant: float | None = Field(default=None, exclude_if=_is_missing)
+    """Mean squared error, on held-out examples, of the best constant in a denoiser's place."""
     labels: list[int] = Field(default=[], exclude_if=_is_empty)
     """True class of every reported example."""
     rows: list[NluRow]

@@ -30,7 +30,15 @@ from del_lightning.metrics.classification import RANGES
 from del_lightning.modules.adapter import check_peft
 from del_lightning.report.nlu import console_table
 from del_lightning.report.nlu_page import write_nlu_report
-from del_lightning.report.schema import Estimate, MethodCalibration, NluAttribute, NluCost, NluLeaderboard, NluRow
+from del_lightning.report.schema import (
+    Estimate,
+    MethodCalibration,
+    NluAttribute,
+    NluCost,
+    NluLeaderboard,
+    NluRow,
+    NluValidation,
+)
 from del_lightning.stages import attack, calibrate, tracking
 from del_lightning.stages import codec as codec_stage
 from del_lightning.stages.classification import Front, NluTask, ensure, read_scores
@@ -140,6 +148,8 @@ def leaderboard(task: NluTask, runs: list[tuple[str, Front]]) -> NluLeaderboard:
         private_tokens=sum(len(prompt.private_ids) for prompt in data.prompts()),
         seeds=list(task.config.seeds),
         denoised_prompt_rate=ws.config.prompt.learning_rate if "snd-prompt" in task.config.ways else None,
+        tuned_start_counts=True if {"prompt", "lora"} & {*task.config.ways} else None,
+        best_constant=_best_constant(task),
         labels=data.rows("test").labels,
         rows=[_majority(task), *(_row(task, variant, front, found) for (variant, front), found in artifacts.items())],
         attributes=[entry for front in fronts for entry in attributes(task, front)],
@@ -151,6 +161,19 @@ def leaderboard(task: NluTask, runs: list[tuple[str, Front]]) -> NluLeaderboard:
         wall_seconds=sum({one.key: one.result.wall_seconds for one in behind}.values()),
         generated=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _best_constant(task: NluTask) -> float | None:
+    """Error of the best constant in a denoiser's place: how far clean outputs of held-out examples are from their mean.
+
+    A denoiser that is not below it has learned nothing of any text.
+    """
+    if not {*task.config.ways} & {*SND}:
+        return None
+    clean, size = task.clean("validation", task.config.seeds[0]), task.config.eval_batch_size
+    batches = task.data.batches("validation", size, task.config.seeds[0])
+    states = torch.cat([clean(batch.to(task.ws.device)) for batch in batches])
+    return float((states - states.mean(dim=0)).square().mean())
 
 
 def _distinct(fronts: list[Front]) -> list[Front]:
@@ -202,8 +225,23 @@ def _row(task: NluTask, variant: str, front: Front, artifacts: list[Artifact]) -
         asr=attack.rates(front.view, setting) if sends else {},
         privacy=statement.columns() if sends else None,
         cost=_cost(task, variant, front, artifacts[0].result.details["trained"]),
+        validation=[found for one in artifacts if (found := _validation(one)) is not None],
         scores=scores,
     )
+
+
+def _validation(artifact: Artifact) -> NluValidation | None:
+    """The first and the best validation of a training; None for a head alone."""
+    values = [
+        (row["step"], value)
+        for row in artifact.result.history
+        for name, value in row.items()
+        if name.startswith("val/")
+    ]
+    if not values:
+        return None
+    first, start = values[0]
+    return NluValidation(start=start if first == 0 else None, best=min(value for _, value in values))
 
 
 def _cost(task: NluTask, variant: str, front: Front, trained: dict[str, int]) -> NluCost:
@@ -321,8 +359,8 @@ def _notes(task: NluTask, fronts: list[Front]) -> list[str]:
     ]
     if data.task.name == "sst2":
         notes.append(
-            "SST-2's training split holds phrases of the sentences that its validation split holds whole: training "
-            "texts are shorter than reported ones, and held-out phrases are not independent of training ones."
+            "SST-2's training split holds phrases of the same sentences over and over: training texts are shorter than "
+            "reported ones, and held-out phrases are not independent of training ones; the reported sentences are."
         )
     if set(config.ways) & set(SND):
         notes.append(

@@ -8,7 +8,7 @@ import pytest
 from del_lightning.errors import ArtifactError
 from del_lightning.metrics import binary_figures, over_seeds
 from del_lightning.report.merge import groups, merged
-from del_lightning.report.schema import Estimate, NluLeaderboard
+from del_lightning.report.schema import Estimate, NluLeaderboard, NluValidation
 from del_lightning.report.site import load
 from del_lightning.report.stored import write_board
 from tests.report.test_nlu import board
@@ -33,7 +33,13 @@ def seed_board(seed: int, **changes: object) -> NluLeaderboard:
     rows = [
         row
         if row.variant == "majority"
-        else row.model_copy(update={"seeds": 1, "scores": [random.random(len(LABELS)).round(4).tolist()]})
+        else row.model_copy(
+            update={
+                "seeds": 1,
+                "scores": [random.random(len(LABELS)).round(4).tolist()],
+                "validation": [NluValidation(start=1.0, best=0.1 * seed)],
+            }
+        )
         for row in base.rows
     ]
     return base.model_copy(update={"rows": rows, "wall_seconds": 10.0, "config": {**base.config}})
@@ -48,6 +54,7 @@ def test_figures_are_those_of_all_seeds() -> None:
             assert row == parts[1].rows[number]
             continue
         assert (row.seeds, row.scores) == (3, [parts[i].rows[number].scores[0] for i in (1, 2, 0)])
+        assert [one.best for one in row.validation] == [0.0, 0.1, 0.2]
         accuracies = [binary_figures(scores, LABELS)["accuracy"] for scores in row.scores]
         assert row.over_seeds["accuracy"] == over_seeds(accuracies)
         assert row.over_examples["auc"].n == len(LABELS)
@@ -105,6 +112,7 @@ def test_other_settings_common_seeds_and_boards_without_scores_stay_apart() -> N
         seed_board(1, schedule="longer"),
         seed_board(1, model="another"),
         seed_board(1, denoised_prompt_rate=0.01),
+        seed_board(1, tuned_start_counts=True),
         seed_board(0),
         seed_board(1).model_copy(update={"labels": []}),
         *(

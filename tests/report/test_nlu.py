@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from rich.console import Console
 
 from del_lightning.report import nlu, nlu_page
-from del_lightning.report.schema import Estimate, NluAttribute, NluCost, NluLeaderboard, NluRow
+from del_lightning.report.schema import Estimate, NluAttribute, NluCost, NluLeaderboard, NluRow, NluValidation
 from del_lightning.report.stored import rounded
 from tests.report.factory import calibration, make_board, rate
 
@@ -307,3 +307,46 @@ def test_all_ways_fit_a_terminal_of_80_columns() -> None:
     text = console.export_text()
     assert "Gaussian on the code, ASR 0.15" in text
     assert "…" not in text
+
+
+def trained(start: float | None, *best: float, variant: str = "snd") -> NluLeaderboard:
+    """The board with held-out errors in every row of a way to classify."""
+    found = [NluValidation(start=start, best=value) for value in best]
+    rows = [row.model_copy(update={"validation": found}) if row.variant == variant else row for row in board().rows]
+    return board(rows=rows, best_constant=0.5)
+
+
+@pytest.mark.parametrize(("error", "count"), [(0.49, 0), (0.5, 3), (0.57, 3)])
+def test_denoisers_are_held_against_the_best_constant(error: float, count: int) -> None:
+    told = nlu.outcome(trained(2.0, error - 0.1, error + 0.1))[-1]
+    assert f"behind {count} of 3 private front-ends" in told
+    assert f"{error:g} against 0.5" in told.replace("0.500", "0.5").replace("0.490", "0.49").replace("0.570", "0.57")
+    assert ("how short its training was" in told) is (count > 0)
+    assert "best constant" not in " ".join(nlu.outcome(board()))  # older boards do not hold it
+
+
+def test_what_trainings_reached_is_a_table_of_its_own() -> None:
+    one = trained(0.7, 0.7, 0.6, variant="prompt")
+    lines = nlu.validation_rows(one)
+    assert len(lines) == len([row for row in one.rows if row.variant == "prompt"])
+    shown = {name: lines[0][name] for name in ("Error", "Before training", "Left as it started")}
+    assert shown == {"Error": "cross-entropy, nats", "Before training": "0.700", "Left as it started": "1 of 2"}
+    assert "Left as it started" in nlu_page.render_html(one)
+    assert "Left as it started" in nlu_page.render_markdown(one)
+    assert "Left as it started" not in nlu_page.render_html(board())
+    assert nlu.validation_rows(trained(None, 0.9))[0]["Left as it started"] == "–"
+
+
+def test_trainings_that_could_only_lose_are_named_in_older_boards() -> None:
+    assert "may be below what no training at all gives" in nlu.notes(board())[-1]
+    assert nlu.notes(board(tuned_start_counts=True)) == board().notes
+    tuned = [row for row in board().rows if row.variant != "prompt"]
+    assert nlu.notes(board(rows=tuned)) == board().notes
+    assert "no training at all" in nlu_page.render_html(board())
+
+
+def test_clean_text_is_held_to_what_private_rows_are_held_to() -> None:
+    clean = [line for line in nlu.outcome(board()) if "clean text" in line]
+    assert clean
+    assert all("surely above that of the length alone" in line for line in clean)
+    assert not any("length alone" in line for line in nlu.outcome(board(seeds=[0])) if "clean text" in line)

@@ -164,6 +164,22 @@ def test_the_report_names_the_examples_that_really_selected(finished: Path) -> N
     assert "12 examples held out of its training split" in board.notes[0]
 
 
+def test_trainings_are_told_by_what_they_reached_on_held_out_examples(finished: Path) -> None:
+    board = board_of(finished)
+    assert board.tuned_start_counts is True
+    assert board.best_constant is not None
+    assert board.best_constant > 0
+    assert not any(row.validation for row in rows_of(board, "linear"))
+    for variant in ("prompt", "lora", "snd", "snd-prompt", "snd-user", "local"):
+        for row in rows_of(board, variant):
+            assert len(row.validation) == len(SEEDS)
+            starts = [one.start for one in row.validation]
+            assert (None in starts) == (variant in ("snd-user", "local"))  # a user's denoiser starts anywhere
+            assert all(one.start is None or one.best <= one.start for one in row.validation)
+    clean = rows_of(board, "snd")[0]
+    assert [one.best for one in clean.validation] == pytest.approx([0.0] * len(SEEDS), abs=1e-9)  # none is needed
+
+
 def test_figures_are_those_of_the_stored_scores(finished: Path) -> None:
     """Accuracy worked out by hand from the scores of both seeds."""
     row = rows_of(board_of(finished), "snd-user")[0]
