@@ -156,11 +156,15 @@ def glue_outcome(found: list[NluLeaderboard]) -> str:
     private = [(board, row) for board in repeated for row in nlu.private(board) if row.variant != USERS]
     above = sum(nlu.beats_length(board, row) for board, row in private)
     elsewhere = sum(not _usual(board) for board, _ in private)
+    clean = [(board, row) for board in repeated for row in board.rows if row.method == "clean" and row.variant != USERS]
+    clean = [(board, row) for board, row in clean if nlu.without_text(board, row.variant) is not None]
+    passes = sum(nlu.beats_length(board, row) for board, row in clean)
     return (
         f"**GLUE.** Classifying text behind every front-end, area under the curve (AUC): {above} of {len(private)} "
         "private rows are above what the length of the text alone gives, in pairs, over seeds and over examples (a "
         "denoiser at the user, who has the clean text, is not among them"
         f"{f'; {elsewhere} are at other bits, in the complete tables alone' if elsewhere else ''}). "
+        f"Clean text passes the same test in {passes} of {len(clean)} ways; in the others nothing can be expected to. "
         "What that does and does not show: [docs/glue.md](docs/glue.md)."
     )
 

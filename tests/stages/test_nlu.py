@@ -40,7 +40,6 @@ from del_lightning.methods.metric import MetricDP
 from del_lightning.modules import DenoiserTraining, Head
 from del_lightning.prompt import SoftPrompt
 from del_lightning.report.schema import NluLeaderboard, NluRow
-from del_lightning.seeding import stream
 from del_lightning.split import SplitModel
 from del_lightning.stages import attack, nlu
 from del_lightning.stages.classification import NluTask, _Run, ensure, read_scores
@@ -236,7 +235,12 @@ def test_levels_are_calibrated_on_held_out_text_of_the_task(model: Path, root: P
 
 
 def test_a_text_is_both_sentences(finished: Path, model: Path, root: Path) -> None:
-    board = board_of(finished)
+    """Counted from the sentences themselves."""
+    board, data = board_of(finished), NluTask(Workspace(config_for(model, root, finished))).data
+    columns = data.rows("test").texts
+    counts = [sum(len(data.tokenizer(f" {text}")["input_ids"]) for text in column) for column in columns]
+    assert len(counts) == 2
+    assert board.private_tokens == sum(counts) > max(counts)
     row = rows_of(board, "prompt")[2]
     assert row.privacy.sequence_tokens == round(board.private_tokens / 20)
     assert row.privacy.epsilon_token < row.privacy.epsilon_sequence
@@ -451,25 +455,32 @@ def test_a_verbaliser_reads_label_words_and_trains_the_prompt_alone(
     assert 0 < len(set(read_scores(artifact)["scores"])) <= 20
 
 
-def test_noise_of_two_seeds_differs(model: Path, root: Path, finished: Path) -> None:
+def test_noise_of_two_seeds_differs(model: Path, root: Path, finished: Path, tmp_path: Path) -> None:
+    """Held-out examples are the same under every seed; what a head sees of them is not."""
     task = NluTask(Workspace(config_for(model, root, finished)))
     front = task.fronts("del@2")[0]
-    ids = torch.tensor([task.data.prompts()[0].private_ids])
-    first, second = (front.method().release(ids, stream("noise", seed, 0)).payload for seed in SEEDS)
-    assert not torch.equal(first, second)
+    split = SplitModel(task.ws.llm, front.method())
+    runs = [_Run(task, "linear", front, seed, tmp_path) for seed in (SEEDS[0], SEEDS[0], SEEDS[1])]
+    (first, labels), (again, _), (other, same) = (run._states(split, "validation", 0) for run in runs)
+    assert torch.equal(labels, same)
+    assert torch.equal(first, again)
+    assert not any(torch.equal(one, two) for one, two in zip(first, other, strict=True))
 
 
 def test_a_linear_head_starts_from_cached_states(model: Path, root: Path, finished: Path, tmp_path: Path) -> None:
+    """Of the very model that is trained next: behind its soft prompt's first words, if it has one."""
     config = config_for(model, root, finished)
     task = NluTask(Workspace(replace(config, nlu=replace(config.nlu, head="linear"))))
     front = task.fronts("clean")[0]
     run = _Run(task, "prompt", front, SEEDS[0], tmp_path)
-    split = SplitModel(task.ws.llm, front.method())
-    head, alone = run._head(split), run._fitted(split, Head(task.ws.llm.hidden_size))
+    prompted = SplitModel(task.ws.llm, front.method(), run._soft_prompt())
+    head = run._head(prompted)
     assert isinstance(head, Head)
-    for name, value in head.state_dict().items():
-        assert torch.equal(value, alone.state_dict()[name])
-    assert head.mean.abs().sum() > 0
+    states, _ = run._states(prompted, "train", 0)
+    assert torch.equal(head.mean, states.mean(dim=0))
+    assert not torch.allclose(
+        head.mean, run._states(SplitModel(task.ws.llm, front.method()), "train", 0)[0].mean(dim=0)
+    )
     assert head.layers[0].bias.abs().sum() > 0  # there is nothing to learn, but how often each class occurs
 
 
