@@ -68,7 +68,7 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
             folder = tmp_path_factory.mktemp(strategy or "one")
             command = [
                 sys.executable,
-                str(ROOT / "tests" / "stages" / "no_dropout.py"),
+                str(ROOT / "tests" / "stages" / "comparable.py"),
                 *settings(model, root, folder / "out", strategy),
             ]
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
