@@ -184,6 +184,8 @@ NEED_GPU = ("nlu/mrpc", "nlu/qqp")
 
 TITLES = {
     "nlu/cola": "CoLA (CPU schedule)",
+    "nlu/sst2": "SST-2 (CPU schedule)",
+    "nlu/sst2-8-bits": "SST-2 at 8 bits (CPU schedule)",
     "nlu/mrpc": "MRPC (one GPU)",
     "nlu/qqp": "QQP (one GPU)",
     **{f"nlu/mrpc-levels-seed-{seed}": f"MRPC at three levels, seed {seed}" for seed in range(3)},
