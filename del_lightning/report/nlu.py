@@ -1,32 +1,27 @@
 """The report of stage ``nlu``: every way to classify side by side behind every front-end, what it gives away and costs.
 
 A line is a front-end at one privacy level, and its columns are the ways to classify: end to end first, then the SnD
-framework. What was sent and attacked is the same in all of them, except where nothing is sent at all.
+framework. What was sent and attacked is the same in all of them, except where nothing is sent at all. Sentences are in
+:mod:`~del_lightning.report.nlu_prose`, figures in :mod:`~del_lightning.report.nlu_plots`.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from del_lightning.config import END_TO_END
 from del_lightning.metrics import binary_figures, differences, over_seeds
-from del_lightning.report import drawing, words
+from del_lightning.report import words
 from del_lightning.report.arrange import HEADLINE_TARGET, REFERENCE
-from del_lightning.report.drawing import HUES, INK, MARKERS, MUTED, PAPER, WITH, Shared, Style
 from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
 from del_lightning.report.tables import Cell, estimate_cell, missing
 
 HEADLINE_BITS = 4
 """The summary quotes DEL at the bits nearest to this."""
-LABEL_HEIGHT = 0.06
-"""Height of a figure's label, as a share of its axis."""
 STRONGEST = "worst"
 """Name under which a row's attack success rates hold that of the strongest attack run."""
 
@@ -214,18 +209,19 @@ def cost_rows(board: NluLeaderboard) -> list[dict[str, str]]:
         found.append(
             {
                 "Way to classify": f"{framework(variant)}: {VARIANTS[variant]}",
-                "Trained at the server": _range([row.cost.server_parameters for row in rows]),
-                "Held by the user": _range([row.cost.user_parameters for row in rows]),
-                "… bytes": _range([row.cost.user_bytes for row in rows], words.memory),
-                "Bits sent a text": _range([row.cost.bits_per_text for row in rows], words.number),
-                "Bits back": _range([row.cost.bits_back for row in rows]),
+                "Trained at the server": extent([row.cost.server_parameters for row in rows]),
+                "Held by the user": extent([row.cost.user_parameters for row in rows]),
+                "… bytes": extent([row.cost.user_bytes for row in rows], words.memory),
+                "Bits sent a text": extent([row.cost.bits_per_text for row in rows], words.number),
+                "Bits back": extent([row.cost.bits_back for row in rows]),
                 "Steps through the model": ", ".join("none" if step is None else words.count(step) for step in steps),
             }
         )
     return found
 
 
-def _range(values: list[float] | list[int], show: Callable[[float], str] = words.count) -> str:
+def extent(values: list[float] | list[int], show: Callable[[float], str] = words.count) -> str:
+    """The smallest to the largest, or the one that all are."""
     low, high = show(min(values)), show(max(values))
     return low if low == high else f"{low} to {high}"
 
@@ -276,97 +272,6 @@ def _plain(estimate: Estimate | None, style: str) -> str:
     return words.MISSING if estimate is None else format(estimate.value, style)
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
-def setup(board: NluLeaderboard) -> str:
-    """What was measured."""
-    schedule = f" Schedule: {words.schedule(board)}." if board.schedule else ""
-    return (
-        f"{board.model} answers GLUE's {board.task} about private text that it receives only through each front-end: "
-        f"{words.count(board.eval_examples)} examples, {words.count(board.private_tokens)} private tokens, "
-        f"{words.repeats(board)} with {words.count(board.train_examples)} examples.{_head(board)}{schedule}"
-    )
-
-
-def _head(board: NluLeaderboard) -> str:
-    """What reads the answer of a tuned model."""
-    if not {row.variant for row in board.rows} & {"prompt", "lora"}:
-        return ""
-    reads = "a linear head" if board.head == "linear" else "label words (a verbaliser)"
-    return f" Behind a soft prompt or adapter the answer is read by {reads}."
-
-
-def averaged(board: NluLeaderboard) -> str:
-    """What a figure in the table is."""
-    number = len(board.seeds)
-    return "One training" if number == 1 else f"Mean over {number} trainings with Student's 95% interval over seeds"
-
-
-def outcome(board: NluLeaderboard) -> list[str]:
-    """What came out, in sentences: what clean text allows, DEL at the setting that is quoted everywhere, all rows."""
-    never = majority(board).over_seeds["accuracy"].value
-    return [*_clean_text(board, never), *_headline(board), *_counted(board), *_denoisers(board)]
-
-
-def _counted(board: NluLeaderboard) -> Iterator[str]:
-    """How many private rows are above the length of the text; one training has no interval over seeds to say so."""
-    rows = [row for row in private(board) if row.variant != "snd-user"]
-    if rows and len(board.seeds) > 1:
-        above = sum(beats_length(board, row) for row in rows)
-        yield (
-            f"Of {len(rows)} private rows, at every level and number of bits, {above or 'none'} "
-            f"{'is' if above < 2 else 'are'} above what the length of the text alone gives, in pairs, over seeds and "
-            "over examples."
-        )
-
-
-def _clean_text(board: NluLeaderboard, never: float) -> Iterator[str]:
-    for variant in variants(board):
-        row = next((row for row in board.rows if (row.variant, row.method) == (variant, "clean")), None)
-        if row is not None:
-            accuracy = row.over_seeds["accuracy"]
-            points = words.number(100 * (accuracy.value - never))
-            yield (
-                f"{framework(variant)}, {VARIANTS[variant]}: clean text {words.with_interval(accuracy)} accuracy, "
-                f"{points} points from the majority class ({words.number(never)}){_against_length(board, row)}."
-            )
-
-
-def _against_length(board: NluLeaderboard, row: NluRow) -> str:
-    """Whether clean text passes what private rows are held to."""
-    if without_text(board, row.variant) is None or len(board.seeds) < 2:
-        return ""
-    surely = "surely" if beats_length(board, row) else "not surely"
-    return f"; its area under the curve is {surely} above that of the length alone"
-
-
-def _denoisers(board: NluLeaderboard) -> Iterator[str]:
-    """How far denoisers got, against the best constant in their place."""
-    constant = board.best_constant
-    if constant is None:
-        return
-    for variant in (one for one in variants(board) if one not in END_TO_END):
-        errors = [mean_best(row) for row in private(board, variant) if row.validation]
-        if not errors:
-            continue
-        no_nearer = sum(error >= constant for error in errors)
-        meaning = (
-            ": there it measures how short its training was, not what a front-end lets through" if no_nearer else ""
-        )
-        yield (
-            f"{framework(variant)}, {VARIANTS[variant]}: behind {no_nearer} of {len(errors)} private front-ends the "
-            "denoiser comes no nearer to the clean output than the best constant would on held-out examples (mean "
-            f"squared error {_range(errors, words.number)} against {words.number(constant)}"
-            f"{_behind_no_text(board, variant)}){meaning}."
-        )
-
-
-def _behind_no_text(board: NluLeaderboard, variant: str) -> str:
-    row = without_text(board, variant)
-    return f"; {words.number(mean_best(row))} behind the mean embedding" if row is not None and row.validation else ""
-
-
 def mean_best(row: NluRow) -> float:
     """Held-out error of what was kept, mean over seeds; of a row that has one."""
     return sum(one.best for one in row.validation) / len(row.validation)
@@ -399,17 +304,6 @@ def _unmoved(row: NluRow) -> str:
     return f"{sum(one.best == one.start for one in starts)} of {len(starts)}" if starts else words.MISSING
 
 
-def notes(board: NluLeaderboard) -> list[str]:
-    """What to know before quoting: the board's own notes, and what has come out about its code since."""
-    found = list(board.notes)
-    if board.tuned_start_counts is None and {row.variant for row in board.rows} & {"prompt", "lora"}:
-        found.append(
-            "Soft prompts and adapters were made by code that kept the best of a training even where the fitted head "
-            "that it started from was better: their rows may be below what no training at all gives."
-        )
-    return found
-
-
 def headline(board: NluLeaderboard) -> str | None:
     """Label of the front-end that the summary quotes, whatever came out; None if DEL was not run.
 
@@ -423,36 +317,6 @@ def headline(board: NluLeaderboard) -> str | None:
 
     quoted = min((row for row in board.rows if row.method == REFERENCE), key=distance, default=None)
     return None if quoted is None else quoted.label
-
-
-def _headline(board: NluLeaderboard) -> Iterator[str]:
-    """Every way to classify behind the front-end that is quoted, both settings side by side."""
-    label = headline(board)
-    if label is None:
-        return
-    found = []
-    for name in dict.fromkeys(framework(variant) for variant in variants(board)):
-        ways = [_way(board, variant, label) for variant in variants(board) if framework(variant) == name]
-        found.append(f"{name}: {'; '.join(filter(None, ways)) or 'not run'}")
-    usual = any(row.label == label and row.bits == HEADLINE_BITS for row in board.rows)
-    fixed = " (what every report quotes, whatever came out)" if usual else ""
-    yield f"{label}{fixed}, area under the curve. {'. '.join(found)}."
-
-
-def _way(board: NluLeaderboard, variant: str, label: str) -> str:
-    row = row_of(board, variant, label)
-    if row is None:
-        return ""
-    mean = without_text(board, variant)
-    seeds = f"{words.with_interval(row.over_seeds['auc'])} over seeds, " if row.seeds > 1 else ""
-    parts = [f"{VARIANTS[variant]} {seeds}{words.with_interval(row.over_examples['auc'])} over examples"]
-    surely = "" if beats_length(board, row) else "not surely "
-    if mean is not None:
-        sent = "with the mean embedding sent instead" if variant == "snd-user" else "with the length of the text alone"
-        parts.append(f"{surely}above {words.with_interval(mean.over_seeds['auc'])} {sent}")
-    elif surely:
-        parts.append("not surely above chance")
-    return ", ".join(parts)
 
 
 def without_text(board: NluLeaderboard, variant: str) -> NluRow | None:
@@ -484,84 +348,3 @@ def _above(low: float | None, least: float) -> bool:
 def beats_chance(row: NluRow) -> bool:
     """Whether the AUC is above .5 beyond what other seeds and other examples would change: both intervals say so."""
     return _above(row.over_seeds["auc"].low, 0.5) and _above(row.over_examples["auc"].low, 0.5)
-
-
-# --- figures ---------------------------------------------------------------------------------------------------------
-
-
-def styles(*boards: NluLeaderboard) -> dict[str, Style]:
-    """Mechanism under test in any of the boards -> its colour and marker."""
-    names = list(dict.fromkeys(mechanism(row) for board in boards for row in fronts(board) if not row.is_control))
-    colours = (WITH, *HUES)
-    return {
-        name: Style(colours[number % len(colours)], MARKERS[number % len(MARKERS)], f"m{number}")
-        for number, name in enumerate(names)
-    }
-
-
-def utility(board: NluLeaderboard, variant: str, figure: str, shared: Shared | None = None) -> str:
-    """A figure against the strongest attack's success, one line a mechanism; empty if nothing under test was run.
-
-    Hollow markers stand at the nearest neighbour's success, the paper's ASR. ``shared`` is given on a page of many
-    boards.
-    """
-    shared = shared or Shared("", styles(board))
-    rows = [row for row in board.rows if row.variant == variant and not row.is_control and row.asr]
-    if not rows:
-        return ""
-
-    def paint(canvas: Figure) -> None:
-        axes = canvas.add_axes((0.13, 0.15, 0.82, 0.74))
-        drawing.success_axis(axes, "x", max(_rate(row) for row in rows))
-        for name, style in shared.styles.items():
-            _line(axes, sorted((row for row in rows if mechanism(row) == name), key=_rate), figure, style)
-        axes.grid(axis="y")
-        axes.margins(y=0.12)
-        _reference_lines(axes, sorted(_references(board, variant, figure), key=lambda found: found[1]))
-        axes.set_xlabel("ASR: strongest attack (hollow: nearest neighbour)")
-        axes.set_title(f"{FIGURES[figure]}: {framework(variant)}, {VARIANTS[variant]}", loc="left", x=-0.14)
-
-    return drawing.draw(f"{shared.prefix}{variant}-{figure}", (5.4, 3.6), paint)
-
-
-def _line(axes: Axes, rows: list[NluRow], figure: str, style: Style) -> None:
-    if not rows:
-        return
-    values = [row.over_seeds[figure] for row in rows]
-    axes.plot([_rate(row) for row in rows], [value.value for value in values], color=style.colour, linewidth=0.9)
-    hollow: Any = {"markerfacecolor": PAPER, "markersize": 4.5, "linestyle": "none", "zorder": 2}
-    for row, value in zip(rows, values, strict=True):
-        nearest = [rate.value for name, rate in row.asr.items() if words.is_nearest(name)][:1]
-        axes.plot(nearest, [value.value] * len(nearest), marker=style.marker, color=style.colour, **hollow)
-        bars: Any = {"yerr": drawing.errors(value), "elinewidth": 0.8}
-        axes.errorbar(_rate(row), value.value, fmt=style.marker, color=style.colour, zorder=3, **bars)
-
-
-def _reference_lines(axes: Axes, references: list[tuple[str, float]]) -> None:
-    """Dashed lines, lowest first; those too near each other for a label of their own share one, above the upper."""
-    for _, value in references:
-        axes.axhline(value, color=MUTED, linewidth=0.9, dashes=(5, 3), zorder=1)
-    low, high = axes.get_ylim()
-    labels: list[tuple[list[str], float]] = []
-    for name, value in references:
-        if labels and value - labels[-1][1] < LABEL_HEIGHT * (high - low):
-            labels[-1] = ([*labels[-1][0], name], value)
-        else:
-            labels.append(([name], value))
-    for names, value in labels:
-        place: Any = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": "right"}
-        paper: Any = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}
-        axes.annotate(", ".join(names), (0.99, value), (0, 3), color=INK, bbox=paper, zorder=1.5, **place)
-
-
-def _references(board: NluLeaderboard, variant: str, figure: str) -> Iterator[tuple[str, float]]:
-    for row in board.rows:
-        if row.variant == variant and row.method in ("clean", "mean"):
-            yield {"clean": "clean text", "mean": "length only"}[row.method], row.over_seeds[figure].value
-    if figure == "accuracy":
-        yield "majority class", majority(board).over_seeds[figure].value
-
-
-def _rate(row: NluRow) -> float:
-    """Success of the strongest attack that was run."""
-    return max((rate.value for rate in row.asr.values()), default=0.0)

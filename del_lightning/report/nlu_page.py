@@ -8,7 +8,7 @@ from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from del_lightning.artifacts import write_text
-from del_lightning.report import drawing, nlu, words
+from del_lightning.report import drawing, nlu, nlu_plots, nlu_prose, words
 from del_lightning.report.markdown import escape, markdown_rows, markdown_table
 from del_lightning.report.paired import READING, difference_rows
 from del_lightning.report.rendering import ALONE, Place, render
@@ -31,10 +31,10 @@ def render_markdown(board: NluLeaderboard) -> str:
     never = ", ".join(
         f"{nlu.FIGURES[name]} {words.number(nlu.majority(board).over_seeds[name].value)}" for name in nlu.figures(board)
     )
-    parts = [f"# {escape(board.title)}", escape(" ".join([nlu.setup(board), *nlu.outcome(board)]))]
+    parts = [f"# {escape(board.title)}", escape(" ".join([nlu_prose.setup(board), *nlu_prose.outcome(board)]))]
     parts += [
         "## Leaderboard",
-        f"{nlu.averaged(board)}. Majority class: {never}.",
+        f"{nlu_prose.averaged(board)}. Majority class: {never}.",
     ]
     parts += [markdown_table(["Front-end", *(escape(column.line) for column in shown)], lines)]
     parts += ["## Cost", markdown_rows(nlu.cost_rows(board))]
@@ -44,7 +44,7 @@ def render_markdown(board: NluLeaderboard) -> str:
         parts += ["## Compared in pairs", READING, markdown_rows(differences)]
     if attributes := nlu.attribute_rows(board):
         parts += ["## What can be inferred of a whole text", markdown_rows(attributes)]
-    parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in nlu.notes(board)) or "None."]
+    parts += ["## Notes", "\n".join(f"- {escape(note)}" for note in nlu_prose.notes(board)) or "None."]
     parts += ["## Environment", markdown_table(["", ""], [list(line) for line in environment_rows(board.environment)])]
     took = f"Generated {words.moment(board.generated)}; the runs behind it took {words.duration(board.wall_seconds)}."
     parts += [took, "More: [figures](index.html), [all numbers](leaderboard.json)."]
@@ -57,28 +57,28 @@ def _context(board: NluLeaderboard) -> dict[str, Any]:
         (f"{nlu.FIGURES[figure]} against attack success, {nlu.VARIANTS[variant]}.", Markup(svg))
         for figure in ("auc", "accuracy")
         for variant in nlu.variants(board)
-        if (svg := nlu.utility(board, variant, figure))
+        if (svg := nlu_plots.utility(board, variant, figure))
     ]
     return {
         "board": board,
         "generated": words.moment(board.generated),
         "wall": words.duration(board.wall_seconds),
-        "setup": nlu.setup(board),
-        "outcome": nlu.outcome(board),
-        "averaged": nlu.averaged(board),
+        "setup": nlu_prose.setup(board),
+        "outcome": nlu_prose.outcome(board),
+        "averaged": nlu_prose.averaged(board),
         "columns": shown,
         "rows": [(front, [column.cell(front) for column in shown]) for front in nlu.fronts(board)],
         "majority": [
             (nlu.FIGURES[name], words.number(nlu.majority(board).over_seeds[name].value)) for name in nlu.figures(board)
         ],
         "pictures": pictures,
-        "styles": nlu.styles(board),
+        "styles": nlu_plots.styles(board),
         "shapes": drawing.shapes(),
         "mechanism": nlu.mechanism,
         "front_name": nlu.front_name,
         "costs": nlu.cost_rows(board),
         "validation": nlu.validation_rows(board),
-        "notes": nlu.notes(board),
+        "notes": nlu_prose.notes(board),
         "attributes": nlu.attribute_rows(board),
         "differences": difference_rows(board),
         "reading": READING,

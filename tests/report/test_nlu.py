@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from del_lightning.report import nlu, nlu_page
+from del_lightning.report import nlu, nlu_page, nlu_plots, nlu_prose
 from del_lightning.report.schema import Estimate, NluAttribute, NluCost, NluLeaderboard, NluRow, NluValidation
 from del_lightning.report.stored import rounded
 from tests.report.factory import calibration, make_board, rate
@@ -173,7 +173,7 @@ def test_a_way_that_was_not_run_behind_a_front_end_leaves_a_gap() -> None:
 
 
 def test_sentences_come_from_the_numbers() -> None:
-    first, second, third, last = nlu.outcome(board())
+    first, second, third, last = nlu_prose.outcome(board())
     assert "soft prompt: clean text 0.831 [0.801, 0.861] accuracy, 32.8 points from the majority class (0.503)" in first
     assert "denoiser at the server: clean text" in second
     end_to_end, snd = third.split("SnD framework")
@@ -184,7 +184,7 @@ def test_sentences_come_from_the_numbers() -> None:
     assert "with the length of the text alone" in third
     assert "not surely" not in third
     assert last.startswith("Of 6 private rows, at every level and number of bits, 6 are above what the length")
-    assert len(nlu.outcome(board(seeds=[0]))) == 3  # one training has no interval over seeds
+    assert len(nlu_prose.outcome(board(seeds=[0]))) == 3  # one training has no interval over seeds
 
 
 def test_the_quoted_setting_does_not_depend_on_results() -> None:
@@ -200,14 +200,14 @@ def test_the_quoted_setting_does_not_depend_on_results() -> None:
     assert nlu.headline(board(rows=rows)) == "DEL, 1 bit, ASR 0.1"  # the target goes before the bits
     controls = [r for r in better if r.is_control]
     assert nlu.headline(board(rows=controls)) is None
-    assert len(nlu.outcome(board(rows=controls))) == 2
+    assert len(nlu_prose.outcome(board(rows=controls))) == 2
 
 
 @pytest.mark.parametrize(("seeds", "examples", "told"), [(0.6, 0.6, True), (0.6, 0.52, False), (0.52, 0.6, False)])
 def test_chance_is_excluded_over_seeds_and_over_examples(seeds: float, examples: float, told: bool) -> None:
     changed = {"over_seeds": figures(0.5, seeds), "over_examples": figures(0.5, examples)}
     rows = [r if r.is_control else r.model_copy(update=changed) for r in board().rows]
-    assert ("not surely above" not in nlu.outcome(board(rows=rows))[-2]) is told
+    assert ("not surely above" not in nlu_prose.outcome(board(rows=rows))[-2]) is told
     single = {"over_seeds": {**figures(0.5, 0.6), "auc": Estimate(value=0.6, n=1)}}
     assert not nlu.beats_chance(row("snd", "DEL, 4 bits, ASR 0.1").model_copy(update=single))
 
@@ -221,9 +221,9 @@ def test_costs_are_ranges_over_front_ends() -> None:
 @pytest.mark.parametrize(("head", "reads"), [("linear", "a linear head"), ("verbaliser", "label words (a verbaliser)")])
 def test_the_setup_names_what_reads_the_answer(head: str, reads: str) -> None:
     sentence = f"Behind a soft prompt or adapter the answer is read by {reads}."
-    assert sentence in nlu.setup(board(head=head))
+    assert sentence in nlu_prose.setup(board(head=head))
     others = [row for row in board().rows if row.variant != "prompt"]
-    assert "is read by" not in nlu.setup(board(head=head, rows=others))  # there is nothing that it is behind
+    assert "is read by" not in nlu_prose.setup(board(head=head, rows=others))  # there is nothing that it is behind
 
 
 def test_one_training_is_no_mean() -> None:
@@ -249,12 +249,12 @@ def test_every_format_holds_the_table(tmp_path: Path) -> None:
 
 
 def test_a_figure_is_the_same_twice_and_empty_without_rows() -> None:
-    first = nlu.utility(board(), "prompt", "auc")
-    assert first == nlu.utility(board(), "prompt", "auc")
+    first = nlu_plots.utility(board(), "prompt", "auc")
+    assert first == nlu_plots.utility(board(), "prompt", "auc")
     assert "majority" not in first  # an area needs no such line
-    assert "majority class" in nlu.utility(board(), "prompt", "accuracy")
+    assert "majority class" in nlu_plots.utility(board(), "prompt", "accuracy")
     controls = [r for r in board().rows if r.is_control]
-    assert nlu.utility(board(rows=controls), "prompt", "auc") == ""
+    assert nlu_plots.utility(board(rows=controls), "prompt", "auc") == ""
 
 
 def test_figures_stand_at_the_strongest_attack(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,13 +267,13 @@ def test_figures_stand_at_the_strongest_attack(monkeypatch: pytest.MonkeyPatch) 
         return plot(axes, x, *values, **style)
 
     monkeypatch.setattr(Axes, "plot", record)
-    svg = nlu.utility(board(), "snd", "auc")
+    svg = nlu_plots.utility(board(), "snd", "auc")
     assert places == {"lines": [0.18, 0.036, 0.19], "hollow": [0.09, 0.018, 0.095]}
     assert "strongest attack (hollow: nearest neighbour)" in svg
 
 
 def test_mechanisms_are_told_apart_by_shape_and_colour() -> None:
-    drawn = nlu.styles(board())
+    drawn = nlu_plots.styles(board())
     assert list(drawn) == ["DEL, 1 bit", "DEL, 4 bits"]
     assert len({(style.colour, style.marker) for style in drawn.values()}) == 2
 
@@ -318,11 +318,11 @@ def trained(start: float | None, *best: float, variant: str = "snd") -> NluLeade
 
 @pytest.mark.parametrize(("error", "count"), [(0.49, 0), (0.5, 3), (0.57, 3)])
 def test_denoisers_are_held_against_the_best_constant(error: float, count: int) -> None:
-    told = nlu.outcome(trained(2.0, error - 0.1, error + 0.1))[-1]
+    told = nlu_prose.outcome(trained(2.0, error - 0.1, error + 0.1))[-1]
     assert f"behind {count} of 3 private front-ends" in told
     assert f"{error:g} against 0.5" in told.replace("0.500", "0.5").replace("0.490", "0.49").replace("0.570", "0.57")
     assert ("how short its training was" in told) is (count > 0)
-    assert "best constant" not in " ".join(nlu.outcome(board()))  # older boards do not hold it
+    assert "best constant" not in " ".join(nlu_prose.outcome(board()))  # older boards do not hold it
 
 
 def test_what_trainings_reached_is_a_table_of_its_own() -> None:
@@ -338,15 +338,15 @@ def test_what_trainings_reached_is_a_table_of_its_own() -> None:
 
 
 def test_trainings_that_could_only_lose_are_named_in_older_boards() -> None:
-    assert "may be below what no training at all gives" in nlu.notes(board())[-1]
-    assert nlu.notes(board(tuned_start_counts=True)) == board().notes
+    assert "may be below what no training at all gives" in nlu_prose.notes(board())[-1]
+    assert nlu_prose.notes(board(tuned_start_counts=True)) == board().notes
     tuned = [row for row in board().rows if row.variant != "prompt"]
-    assert nlu.notes(board(rows=tuned)) == board().notes
+    assert nlu_prose.notes(board(rows=tuned)) == board().notes
     assert "no training at all" in nlu_page.render_html(board())
 
 
 def test_clean_text_is_held_to_what_private_rows_are_held_to() -> None:
-    clean = [line for line in nlu.outcome(board()) if "clean text" in line]
+    clean = [line for line in nlu_prose.outcome(board()) if "clean text" in line]
     assert clean
     assert all("surely above that of the length alone" in line for line in clean)
-    assert not any("length alone" in line for line in nlu.outcome(board(seeds=[0])) if "clean text" in line)
+    assert not any("length alone" in line for line in nlu_prose.outcome(board(seeds=[0])) if "clean text" in line)

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from del_lightning.report import arrange, drawing, nlu, plots
+from del_lightning.report import arrange, drawing, nlu, nlu_plots, plots
 from del_lightning.report.drawing import Shared, Style
 from del_lightning.report.schema import Leaderboard, NluLeaderboard
 from del_lightning.report.site.overview import Fronts
@@ -51,11 +51,11 @@ def generation(runs: Sequence[Run], styles: dict[str, Style], fronts: Fronts) ->
 def classification(runs: Sequence[Run]) -> tuple[dict[str, Style], list[Drawn]]:
     """AUC of every way to classify, a figure a run and way, and the mechanisms' styles."""
     boards = [run.board for run in runs if isinstance(run.board, NluLeaderboard)]
-    styles, drawn = nlu.styles(*boards), []
+    styles, drawn = nlu_plots.styles(*boards), []
     for run in runs:
         if isinstance(run.board, NluLeaderboard):
             for variant in nlu.variants(run.board):
-                svg = nlu.utility(run.board, variant, "auc", Shared(f"{run.slug}-", styles))
+                svg = nlu_plots.utility(run.board, variant, "auc", Shared(f"{run.slug}-", styles))
                 if svg:
                     alt = f"AUC of {nlu.VARIANTS[variant]} against the strongest attack's success"
                     drawn.append(Drawn(run, alt, Markup(svg)))
