@@ -129,9 +129,6 @@ def private(board: NluLeaderboard, variant: str | None = None) -> list[NluRow]:
     return list(found.values())
 
 
-# --- table -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Column:
     """One column: heading, small type under it, and how a front-end's label fills it."""
