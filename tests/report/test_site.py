@@ -14,6 +14,7 @@ from del_lightning.errors import ArtifactError, ConfigError
 from del_lightning.report.schema import Estimate, Leaderboard, PairedDifference, Texts, TransferBoard, TransferCell
 from del_lightning.report.site import load, write_site
 from del_lightning.report.site.claims import Comparison, minus, weigh
+from del_lightning.report.site.overview import FEWEST, covering
 from del_lightning.report.site.pareto import front
 from del_lightning.report.site.replication import ITEMS
 from del_lightning.report.site.runs import Run
@@ -50,6 +51,10 @@ def store(folder: Path, board: Leaderboard | TransferBoard, name: str = "leaderb
 def site(tmp_path: Path, *boards: Leaderboard | TransferBoard) -> Path:
     places = [store(tmp_path / "results" / str(number), board) for number, board in enumerate(boards)]
     return write_site(tmp_path / "site", load(places).runs)
+
+
+def labels_of(board: Leaderboard) -> set[str]:
+    return {row.label for row in board.rows}
 
 
 def difference(value: float) -> PairedDifference:
@@ -146,6 +151,26 @@ def test_a_line_a_setting_and_what_is_compared(tmp_path: Path) -> None:
         assert text.count(f'data-sort="{escape(label)}"') == 1
     assert "◆" in text
     assert text.count('<select data-key="') == 2  # method and matching; one data set and one model leave no choice
+
+
+def test_many_runs_open_with_the_fewest_that_have_every_method(tmp_path: Path) -> None:
+    broad = make_large_board()
+    narrow = broad.model_copy(update={"title": "narrow", "rows": [row for row in broad.rows if row.method == "del"]})
+    other = make_board().model_copy(update={"dataset": "wikitext2"})
+    runs = load([store(tmp_path / "results" / str(n), one) for n, one in enumerate((narrow, broad, other))]).runs
+    assert {run.board.title for run in runs if run.slug in covering(runs)} == {broad.title, other.title}
+    text = write_site(tmp_path / "site", runs).read_text(encoding="utf-8")
+    assert f"<option selected>{FEWEST}</option>" in text
+    assert text.count('data-runs=""') == len(labels_of(narrow))
+    assert text.count(f'data-runs="{FEWEST}"') == len(labels_of(broad)) + len(labels_of(other))
+    assert not any("narrow" in caption for caption in re.findall("<figcaption.*?</figcaption>", text))
+
+
+def test_of_equally_broad_runs_what_has_most_trainings_is_shown() -> None:
+    board = make_board()
+    alone, again = (board.model_copy(update={"config": {**board.config, **one}}) for one in ({"a": 1}, {"seed": 1}))
+    runs = [Run(f"run-{number}", "made up", one) for number, one in enumerate((alone, board, again))]
+    assert covering(runs) == {"run-1"}
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:

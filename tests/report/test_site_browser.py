@@ -89,4 +89,8 @@ def test_committed_results_are_shown_without_trouble(page: Page, committed_site:
         # The page itself does not scroll sideways; wide tables do within their frames.
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.trouble == []  # type: ignore[attr-defined]
+    page.goto(index.as_uri())
+    few = len(names(page))
+    page.locator('.filters select[data-key="runs"]').select_option("")
+    assert 0 < few < len(names(page))
     page.goto(home)

@@ -7,7 +7,8 @@ soft prompt adapts the LLM to the domain whatever it is told, so rows with and w
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ from del_lightning.report.schema import (
 )
 from del_lightning.report.site.claims import listed
 from del_lightning.report.site.pareto import front
-from del_lightning.report.site.runs import Run
+from del_lightning.report.site.runs import Run, generation
 from del_lightning.report.tables import (
     Cell,
     bits_cell,
@@ -37,6 +38,8 @@ from del_lightning.report.tables import (
 ON_FRONT = "◆"
 """Marks a value on its Pareto front."""
 CONTROL = "control"
+FEWEST = "the fewest with every method"
+"""What the table of many runs shows first: trainings and settings of one method would bury the others."""
 MATCHED: dict[Matching | None, str] = {
     "nearest": "nearest-neighbour ASR",
     "worst": "worst-case ASR",
@@ -147,19 +150,46 @@ def _front(
     return {name for (name, _), on_front in zip(points, kept, strict=True) if on_front}
 
 
-def lines(runs: Iterable[Run], found: Fronts) -> list[Line]:
-    """Controls and methods of all runs that continue text, one line a setting."""
+def covering(runs: Iterable[Run]) -> set[str]:
+    """Pages of the runs that show every method once on each data set and model: always the one that adds most.
+
+    Of those that add as many methods, the one with most settings; then what has most trainings; then the first.
+    """
+    benches: dict[tuple[str, str], list[Run]] = {}
+    for run, board in generation(runs):
+        benches.setdefault((run.data, board.model), []).append(run)
+    return {slug for bench in benches.values() for slug in _covering(bench)}
+
+
+def _covering(runs: Sequence[Run]) -> Iterator[str]:
+    boards = {run.slug: board for run, board in generation(runs)}
+    methods = {slug: [entry.row.method for entry in arrange.tested(board)] for slug, board in boards.items()}
+    trainings = Counter(map(_apart_from_seed, boards.values()))
+    sizes = {slug: (len(methods[slug]), trainings[_apart_from_seed(board)]) for slug, board in boards.items()}
+    left = {method for found in methods.values() for method in found}
+    while left:
+        best = max(boards, key=lambda slug: (len(left & {*methods[slug]}), *sizes[slug]))
+        yield best
+        left -= {*methods[best]}
+
+
+def _apart_from_seed(board: Leaderboard) -> str:
+    return json.dumps({key: value for key, value in board.config.items() if key not in ("seed", "title")})
+
+
+def lines(runs: Iterable[Run], found: Fronts, few: set[str]) -> list[Line]:
+    """Controls and methods of all runs that continue text, one line a setting; ``few``: see :func:`covering`."""
     made = []
     for run in runs:
         if isinstance(run.board, Leaderboard):
             plain, prompted = found.labels(run)
             for entry in [*arrange.controls(run.board), *arrange.tested(run.board)]:
                 marks = entry.row.label in plain, entry.row.label in prompted
-                made.append(_line(run, entry, marks))
+                made.append(_line(run, entry, marks, FEWEST if run.slug in few else ""))
     return made
 
 
-def _line(run: Run, entry: Entry, marks: tuple[bool, bool]) -> Line:
+def _line(run: Run, entry: Entry, marks: tuple[bool, bool], among: str) -> Line:
     row, board = entry.row, run.board
     assert isinstance(board, Leaderboard)
     no_r = "needs a soft prompt on this row and on the clean and mean controls"
@@ -175,6 +205,7 @@ def _line(run: Run, entry: Entry, marks: tuple[bool, bool]) -> Line:
         bits_cell(row.communication),
     ]
     keys = {
+        "runs": among,
         "data": run.data,
         "model": board.model,
         "method": entry.name,
@@ -225,11 +256,32 @@ def _nlu_line(run: Run, row: NluRow) -> Line:
     return Line(run, row.label, nlu.mechanism(row), cells, keys)
 
 
-def filters(found: Sequence[Line]) -> list[tuple[str, str, list[str]]]:
-    """(key, its name, values) of every filter that leaves a choice."""
-    names = {"data": "Data set", "model": "Model", "method": "Method", "matching": "Matched by"}
-    choices = [(key, name, list(dict.fromkeys(line.keys[key] for line in found))) for key, name in names.items()]
-    return [choice for choice in choices if len(choice[2]) > 1]
+@dataclass(frozen=True)
+class Filter:
+    """A choice above a table.
+
+    Attributes:
+        key: Which of a line's keys it selects by.
+        name: Its label.
+        values: What can be chosen besides all lines.
+        chosen: What is chosen at first; empty: all lines.
+    """
+
+    key: str
+    name: str
+    values: list[str]
+    chosen: str = ""
+
+
+def filters(found: Sequence[Line]) -> list[Filter]:
+    """Every filter that leaves a choice."""
+    names = {"runs": "Runs", "data": "Data set", "model": "Model", "method": "Method", "matching": "Matched by"}
+    made = []
+    for key, name in names.items():
+        values = list(dict.fromkeys(line.keys[key] for line in found if key in line.keys))
+        if len(values) > 1:
+            made.append(Filter(key, name, [*filter(None, values)], FEWEST if FEWEST in values else ""))
+    return made
 
 
 def run_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:

@@ -90,8 +90,8 @@ def _transfer_page(board: TransferBoard) -> str:
 
 
 def _home(runs: Sequence[Run], findings: Sequence[tuple[replication.Item, Any]]) -> str:
-    fronts = overview.fronts(runs)
-    generated, classified = overview.lines(runs, fronts), overview.nlu_lines(runs)
+    fronts, few = overview.fronts(runs), overview.covering(runs)
+    generated, classified = overview.lines(runs, fronts, few), overview.nlu_lines(runs)
     styles, names = figures.method_styles(runs)
     nlu_styles, nlu_figures = figures.classification(runs)
     context = {
@@ -102,7 +102,7 @@ def _home(runs: Sequence[Run], findings: Sequence[tuple[replication.Item, Any]])
             _table("generation", "Continuing text", overview.HEADINGS, generated),
             _table("classification", "Classifying text", overview.NLU_HEADINGS, classified),
         ],
-        "figures": list(figures.generation(runs, styles, fronts)),
+        "figures": list(figures.generation([run for run in runs if run.slug in few], styles, fronts)),
         "names": names,
         "marks": figures.marks(styles) | figures.marks(nlu_styles),
         "nlu_figures": nlu_figures,
