@@ -122,8 +122,8 @@ JOBS: dict[str, list[str]] = {
     "nlu/sst2": ["experiment=cpu/sst2"],
     "nlu/sst2-8-bits": ["experiment=cpu/sst2", "nlu.ways=[linear,prompt,snd,snd-prompt]",
                         "nlu.fronts=[clean,mean,del@8]", "nlu.fronts_of.snd-prompt=[clean,mean,del@8]"],
-    # Whether more training helps: one pass over 3200 examples for soft prompts and two for denoisers, as SnD's two draws
-    # of noise. Behind clean text there is nothing to denoise.
+    # Whether more training helps: one pass over 3200 examples for soft prompts, two for denoisers, as SnD draws noise
+    # twice. Behind clean text there is nothing to denoise.
     "nlu/sst2-longer": [
         *("experiment=cpu/sst2", "targets=[0.15]", "nlu.ways=[linear,prompt,snd]", "nlu.fronts=[clean,mean,del@4]"),
         *("+nlu.fronts_of.snd=[mean,del@4]", "nlu.train_examples=3200", "nlu.selection_examples=256"),
