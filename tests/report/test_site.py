@@ -167,10 +167,17 @@ def test_many_runs_open_with_the_fewest_that_have_every_method(tmp_path: Path) -
 
 
 def test_of_equally_broad_runs_what_has_most_trainings_is_shown() -> None:
-    board = make_board()
-    alone, again = (board.model_copy(update={"config": {**board.config, **one}}) for one in ({"a": 1}, {"seed": 1}))
-    runs = [Run(f"run-{number}", "made up", one) for number, one in enumerate((alone, board, again))]
+    broad = make_large_board()
+    alone, again = (broad.model_copy(update={"config": {**broad.config, **one}}) for one in ({"a": 1}, {"seed": 1}))
+    narrow = broad.model_copy(update={"rows": [row for row in broad.rows if row.method == "del"]})
+    runs = [Run(f"run-{number}", "made up", one) for number, one in enumerate((alone, broad, again, narrow))]
     assert covering(runs) == {"run-1"}
+
+
+def test_runs_of_a_sweep_are_all_shown() -> None:
+    board = make_board()
+    runs = [Run(f"run-{mu}", "made up", board.model_copy(update={"config": {"mu": mu}})) for mu in (1, 2)]
+    assert covering(runs) == {"run-1", "run-2"}
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:

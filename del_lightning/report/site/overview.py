@@ -153,7 +153,8 @@ def _front(
 def covering(runs: Iterable[Run]) -> set[str]:
     """Pages of the runs that show every method once on each data set and model: always the one that adds most.
 
-    Of those that add as many methods, the one with most settings; then what has most trainings; then the first.
+    Of those that add as many methods, the one with most settings; then what has most trainings; then the first. Where
+    no run has all methods of another one and more, as in a sweep, every run has its own to say.
     """
     benches: dict[tuple[str, str], list[Run]] = {}
     for run, board in generation(runs):
@@ -164,6 +165,9 @@ def covering(runs: Iterable[Run]) -> set[str]:
 def _covering(runs: Sequence[Run]) -> Iterator[str]:
     boards = {run.slug: board for run, board in generation(runs)}
     methods = {slug: [entry.row.method for entry in arrange.tested(board)] for slug, board in boards.items()}
+    if not any({*one} < {*other} for one in methods.values() for other in methods.values()):
+        yield from methods
+        return
     trainings = Counter(map(_apart_from_seed, boards.values()))
     sizes = {slug: (len(methods[slug]), trainings[_apart_from_seed(board)]) for slug, board in boards.items()}
     left = {method for found in methods.values() for method in found}
