@@ -92,13 +92,12 @@ def _denoisers(board: NluLeaderboard) -> Iterator[str]:
         errors = [mean_best(row) for row in private(board, variant) if row.validation]
         if not errors:
             continue
-        no_nearer = sum(error >= constant for error in errors)
-        meaning = (
-            ": there it measures how short its training was, not what a front-end lets through" if no_nearer else ""
-        )
+        far = sum(error >= constant for error in errors)
+        behind = f"behind {far} of {len(errors)} private front-ends" if far else "behind every private front-end"
+        meaning = ": there it measures how short its training was, not what a front-end lets through" if far else ""
         yield (
-            f"{framework(variant)}, {VARIANTS[variant]}: behind {no_nearer} of {len(errors)} private front-ends the "
-            "denoiser comes no nearer to the clean output than the best constant would on held-out examples (mean "
+            f"{framework(variant)}, {VARIANTS[variant]}: {behind} the denoiser comes {'no ' if far else ''}nearer to "
+            "the clean output than the best constant would on held-out examples (mean "
             f"squared error {extent(errors, words.number)} against {words.number(constant)}"
             f"{_behind_no_text(board, variant)}){meaning}."
         )
