@@ -163,12 +163,17 @@ def test_many_runs_open_with_the_fewest_that_have_every_method(tmp_path: Path) -
     assert f"<option selected>{FEWEST}</option>" in text
     assert text.count('data-runs=""') == len(labels_of(narrow))
     assert text.count(f'data-runs="{FEWEST}"') == len(labels_of(broad)) + len(labels_of(other))
+    assert "Drawn are the fewest" in text
+    assert "Drawn are the fewest" not in site(tmp_path / "broad", broad).read_text(encoding="utf-8")
     assert not any("narrow" in caption for caption in re.findall("<figcaption.*?</figcaption>", text))
 
 
 def test_of_equally_broad_runs_what_has_most_trainings_is_shown() -> None:
-    broad = make_large_board()
-    alone, again = (broad.model_copy(update={"config": {**broad.config, **one}}) for one in ({"a": 1}, {"seed": 1}))
+    large = make_large_board()
+    rows = [row.model_copy(update={"nll_by_prompt": [1.0]}) for row in large.rows]
+    broad = large.model_copy(update={"rows": rows})
+    changes: list[dict[str, Any]] = [{"targets": [0.3]}, {"seed": 1}]
+    alone, again = (broad.model_copy(update={"config": {**broad.config, **change}}) for change in changes)
     narrow = broad.model_copy(update={"rows": [row for row in broad.rows if row.method == "del"]})
     runs = [Run(f"run-{number}", "made up", one) for number, one in enumerate((alone, broad, again, narrow))]
     assert covering(runs) == {"run-1"}

@@ -7,12 +7,11 @@ soft prompt adapts the LLM to the domain whatever it is told, so rows with and w
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from del_lightning.report import arrange, nlu, words
+from del_lightning.report import anew, arrange, nlu, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import (
     Estimate,
@@ -156,29 +155,24 @@ def covering(runs: Iterable[Run]) -> set[str]:
     Of those that add as many methods, the one with most settings; then what has most trainings; then the first. Where
     no run has all methods of another one and more, as in a sweep, every run has its own to say.
     """
-    benches: dict[tuple[str, str], list[Run]] = {}
+    benches: dict[tuple[str, str], dict[str, Leaderboard]] = {}
     for run, board in generation(runs):
-        benches.setdefault((run.data, board.model), []).append(run)
-    return {slug for bench in benches.values() for slug in _covering(bench)}
+        benches.setdefault((run.data, board.model), {})[run.slug] = board
+    return {slug for boards in benches.values() for slug in _covering(boards)}
 
 
-def _covering(runs: Sequence[Run]) -> Iterator[str]:
-    boards = {run.slug: board for run, board in generation(runs)}
+def _covering(boards: dict[str, Leaderboard]) -> Iterator[str]:
     methods = {slug: [entry.row.method for entry in arrange.tested(board)] for slug, board in boards.items()}
     if not any({*one} < {*other} for one in methods.values() for other in methods.values()):
         yield from methods
         return
-    trainings = Counter(map(_apart_from_seed, boards.values()))
-    sizes = {slug: (len(methods[slug]), trainings[_apart_from_seed(board)]) for slug, board in boards.items()}
+    trainings = {id(board): len(group) for group in anew.groups(list(boards.values())) for board in group}
+    sizes = {slug: (len(methods[slug]), trainings.get(id(board), 1)) for slug, board in boards.items()}
     left = {method for found in methods.values() for method in found}
     while left:
         best = max(boards, key=lambda slug: (len(left & {*methods[slug]}), *sizes[slug]))
         yield best
         left -= {*methods[best]}
-
-
-def _apart_from_seed(board: Leaderboard) -> str:
-    return json.dumps({key: value for key, value in board.config.items() if key not in ("seed", "title")})
 
 
 def lines(runs: Iterable[Run], found: Fronts, few: set[str]) -> list[Line]:

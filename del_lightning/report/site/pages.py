@@ -103,6 +103,7 @@ def _home(runs: Sequence[Run], findings: Sequence[tuple[replication.Item, Any]])
             _table("classification", "Classifying text", overview.NLU_HEADINGS, classified),
         ],
         "figures": list(figures.generation([run for run in runs if run.slug in few], styles, fronts)),
+        "some_drawn": any(line.run.slug not in few for line in generated),
         "names": names,
         "marks": figures.marks(styles) | figures.marks(nlu_styles),
         "nlu_figures": nlu_figures,
