@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from del_lightning.config import with_defaults
 from del_lightning.methods.factory import NEEDS_PRIOR
 from del_lightning.metrics import over_seeds
 from del_lightning.report import anew, words
@@ -13,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NAMES = {"wikitext2": "WikiText-2", "ptb": "PTB"}
 NONE = "–"
+USUAL_BITS = 4
 
 
 def once(lines: Iterable[str]) -> list[str]:
@@ -23,10 +25,22 @@ def once(lines: Iterable[str]) -> list[str]:
 def trainings_table(groups: list[list[Leaderboard]]) -> list[str]:
     """What methods retain over the trainings of each group, as a table."""
     return [
-        "| data, mu | front-end | seeds | R of the mean over trainings | R of each training: mean | minus DEL | minus DEL, each training: mean | COH, each | ASR, strongest attack, each |",  # noqa: E501
+        "| data, mu, bits, width | front-end | seeds | R of the mean over trainings | R of each training: mean | minus DEL | minus DEL, each training: mean | COH, each | ASR, strongest attack, each |",  # noqa: E501
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *once(f"| {' | '.join(cells)} |" for group in groups for cells in _trainings(group)),
     ]
+
+
+def _setting(board: Leaderboard) -> str:
+    """:func:`where`, with bits and width where they are not the usual ones: boards differ in them alone."""
+    bits, dim = code(board)
+    return where(board) + (f", n = {bits}" if bits != USUAL_BITS else "") + (f", d = {dim}" if dim else "")
+
+
+def code(board: Leaderboard) -> tuple[int, int | None]:
+    """Bits of a coordinate, and how many coordinates where that was set."""
+    settings = with_defaults(board.config)
+    return settings["mechanism"]["bits"], settings["codec"]["dim"]
 
 
 def where(board: Leaderboard) -> str:
@@ -39,7 +53,7 @@ def _trainings(group: list[Leaderboard]) -> Iterator[list[str]]:
     """What each method retains over the trainings of one setting, a line a method."""
     for one in anew.over_trainings(group):
         yield [
-            where(group[0]),
+            _setting(group[0]),
             plus_name(one.row, group[0].config),
             ", ".join(map(str, one.seeds)),
             show(one.retained, ".3f"),

@@ -150,9 +150,14 @@ def _every_attacker() -> list[str]:
     ]
 
 
+def shown_settings() -> list[tuple[list[Leaderboard], anew.Anew, anew.Anew]]:
+    """The README's settings: the boards of the trainings of each, DEL and DEL+ over them."""
+    return [(group, ours, plus) for group in anew.groups(plus_boards(MAIN)) for ours, plus in _pairs(group)]
+
+
 def plus_summary() -> list[str]:
     """DEL+ in the README: what it lets through at each setting, and what is read of it."""
-    shown = [(group, ours, plus) for group in anew.groups(plus_boards(MAIN)) for ours, plus in _pairs(group)]
+    shown = shown_settings()
     if not shown:
         return []
     lines = [

@@ -5,10 +5,12 @@ python benchmarks/_readme.py     writes them and the README's pictures; tests/te
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from _cells import NAMES, NONE, RESULTS, ROOT, guarantee, show, trainings_table
 from _del_plus import del_plus, frontiers, plus_summary
+from _in_short import in_short
 
 from del_lightning.report import anew, arrange, merge, nlu, pictures, prose, words
 from del_lightning.report.arrange import Entry
@@ -29,21 +31,27 @@ SHORT = ("PPL, soft prompt", "R", DIFFERENCE, "ASR, nearest neighbour", "ASR, st
 
 def section() -> str:
     """The README's section: for every committed leaderboard what came out, and its rows at the quoted target."""
-    shown = drawn()
-    parts = [
-        part
-        for board in boards()
-        for part in (_outcome(board), *_link(board, shown), _table(board, _quoted(board), short=True))
-    ]
-    parts += plus_summary()
-    if found := tasks():
-        parts += [glue_outcome(found), glue_summary(found)]
+    shown, found = drawn(), tasks()
+    glue = glue_counts(found)
+    parts = in_short(boards(), replications(), None if glue is None else (glue.above, glue.private))
+    parts += [link for board in boards() for link in _link(board, shown)]
+    for board in boards():
+        name = NAMES.get(board.dataset, board.dataset)
+        parts += _folded(f"{name}: every method", [_outcome(board), _table(board, _quoted(board), short=True)])
+    parts += _folded("DEL+ beside DEL", plus_summary())
+    if glue is not None:
+        parts += _folded("GLUE: every way to classify", [glue_outcome(glue), glue_summary(found)])
     if parts:
         parts.append(
             "Every method at every target, every attacker and the columns that are left out here: "
             "[benchmarks/results](benchmarks/results/README.md)."
         )
     return "\n\n".join(parts)
+
+
+def _folded(title: str, parts: list[str]) -> list[str]:
+    """Parts of a page that open on a click; empty lines around them, or Markdown inside is not read as such."""
+    return [f"<details>\n<summary>{title}</summary>", *parts, "</details>"] if parts else []
 
 
 def page() -> str:
@@ -65,10 +73,14 @@ def boards() -> list[Leaderboard]:
 
 def elsewhere() -> list[Leaderboard]:
     """The replication runs with a language model or on a data set that no leaderboard has."""
-    paths = sorted((RESULTS / "replication").glob("*/leaderboard.json"))
     known = {(board.model, board.dataset) for board in boards()}
-    found = [Leaderboard.model_validate_json(path.read_text()) for path in paths]
-    return [board for board in found if (board.model, board.dataset) not in known]
+    return [board for board in replications() if (board.model, board.dataset) not in known]
+
+
+def replications() -> list[Leaderboard]:
+    """The replication runs of text generation, by name."""
+    paths = sorted((RESULTS / "replication").glob("*/leaderboard.json"))
+    return [Leaderboard.model_validate_json(path.read_text()) for path in paths]
 
 
 def tasks() -> list[NluLeaderboard]:
@@ -79,9 +91,7 @@ def tasks() -> list[NluLeaderboard]:
 
 def trained_anew() -> list[str]:
     """What methods retain over several trainings of everything, as far as the replication runs have them."""
-    paths = sorted((RESULTS / "replication").glob("*/leaderboard.json"))
-    found = anew.groups([Leaderboard.model_validate_json(path.read_text()) for path in paths])
-    several = [group for group in found if len(group) > 1]
+    several = [group for group in anew.groups(replications()) if len(group) > 1]
     if not several:
         return []
     head = (
@@ -150,8 +160,29 @@ def _steps(board: NluLeaderboard) -> int:
     return max((row.steps or 0 for row in board.rows), default=0)
 
 
-def glue_outcome(found: list[NluLeaderboard]) -> str:
-    """How many private rows of all boards are surely above the length of the text alone, in a sentence."""
+@dataclass(frozen=True)
+class GlueCounts:
+    """Rows of all boards with several trainings that are surely above the length of the text alone.
+
+    Attributes:
+        above: Of the private rows, those of users who read the clean text left out.
+        private: Those rows.
+        elsewhere: Those of boards at other bits than the README's table quotes.
+        passes: Of the ways to classify clean text.
+        clean: Those ways.
+    """
+
+    above: int
+    private: int
+    elsewhere: int
+    passes: int
+    clean: int
+
+
+def glue_counts(found: list[NluLeaderboard]) -> GlueCounts | None:
+    """What the boards of GLUE come to; None where there are none."""
+    if not found:
+        return None
     repeated = [board for board in found if len(board.seeds) > 1]  # one training has no interval over seeds
     private = [(board, row) for board in repeated for row in nlu.private(board) if row.variant != USERS]
     above = sum(nlu.beats_length(board, row) for board, row in private)
@@ -159,13 +190,18 @@ def glue_outcome(found: list[NluLeaderboard]) -> str:
     clean = [(board, row) for board in repeated for row in board.rows if row.method == "clean" and row.variant != USERS]
     clean = [(board, row) for board, row in clean if nlu.without_text(board, row.variant) is not None]
     passes = sum(nlu.beats_length(board, row) for board, row in clean)
+    return GlueCounts(above, len(private), elsewhere, passes, len(clean))
+
+
+def glue_outcome(counts: GlueCounts) -> str:
+    """How many private rows are surely above the length of the text alone, in a sentence."""
+    other = f"; {counts.elsewhere} are at other bits, in the complete tables alone" if counts.elsewhere else ""
     return (
-        f"**GLUE.** Classifying text behind every front-end, area under the curve (AUC): {above} of {len(private)} "
-        "private rows are above what the length of the text alone gives, in pairs, over seeds and over examples (a "
-        "denoiser at the user, who has the clean text, is not among them"
-        f"{f'; {elsewhere} are at other bits, in the complete tables alone' if elsewhere else ''}). "
-        f"Clean text passes the same test in {passes} of {len(clean)} ways; in the others nothing can be expected to. "
-        "What that does and does not show: [docs/glue.md](docs/glue.md)."
+        f"**GLUE.** Classifying text behind every front-end, area under the curve (AUC): {counts.above} of "
+        f"{counts.private} private rows are above what the length of the text alone gives, in pairs, over seeds and "
+        f"over examples (a denoiser at the user, who has the clean text, is not among them{other}). Clean text passes "
+        f"the same test in {counts.passes} of {counts.clean} ways; in the others nothing can be expected to. What "
+        "that does and does not show: [docs/glue.md](docs/glue.md)."
     )
 
 

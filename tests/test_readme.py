@@ -80,7 +80,8 @@ def test_glue_has_its_sentence_and_tables_with_the_tasks_own_figure(
     section = readme.section()
     private = [row for row in board.rows if row.method in ("del", "gaussian-code", "metric-dp")]
     above = [r for r in private if min(r.over_seeds["auc"].low or 0, r.over_examples["auc"].low or 0) > 0.5]
-    assert section.startswith("**GLUE.** Classifying text behind every front-end")
+    assert "</summary>\n\n**GLUE.** Classifying text behind every front-end" in section
+    assert f"- **GLUE.** {len(above) or 'None'} of {len(private)} private rows " in section
     assert f"{len(above)} of {len(private)} private rows are above what the length of the text alone gives" in section
     summary = [line for line in section.splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in summary} == {9}
@@ -104,11 +105,53 @@ def test_a_user_who_has_the_clean_text_is_not_held_against_the_length(
     users = [row.model_copy(update={"variant": "snd-user"}) for row in board.rows if row.variant == "snd"]
     private = nlu.private(board)
     board = board.model_copy(update={"rows": [*board.rows, *users]})
-    assert f" of {len(private)} private rows are above" in readme.glue_outcome([board])
+    assert f" of {len(private)} private rows are above" in readme.glue_outcome(readme.glue_counts([board]))
     [line] = [line for line in readme.glue_summary([board]).splitlines() if "denoiser at the user" in line]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert (cells[5], cells[7]) == ("–", "–")
     assert "0.613" in cells[6]
+
+
+def test_the_list_at_the_head_holds_what_the_boards_say(readme: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_short = importlib.import_module("_in_short")
+    monkeypatch.setattr(in_short, "shown_settings", list)
+    board = make_large_board()
+    assert in_short.in_short([], [], None) == []
+    (text,) = in_short.in_short([board], [], (0, 7))
+    items = dict(line.removeprefix("- **").split("**", 1) for line in text.splitlines())
+    assert list(items) == ["What comes through.", "What is read.", "Who is ahead.", "GLUE."]
+    assert items["GLUE."].startswith(" None of 7 private rows are ")
+    quoted = readme.arrange.headline(board)
+    with_prompt, without = quoted.prompted.perplexity.value, quoted.plain.perplexity.value
+    assert f" {with_prompt:.1f} instead of {without:.0f} (" in items["What comes through."]
+    assert f"{quoted.retained.value:.3f} [" in items["What comes through."]
+    assert "trainings" not in items["What comes through."]
+    matched = readme.arrange.matched(board, "worst", 0.1)
+    others = [e.best.difference.nll for e in matched if not e.is_reference and e.prompted]
+    ahead, behind = sum(nll.high < 0 for nll in others), sum(nll.low > 0 for nll in others)
+    expected = f"of {len(others)}, {ahead} surely ahead of DEL and {behind} surely behind"
+    assert others
+    assert expected in items["Who is ahead."]
+
+
+def test_further_trainings_of_the_same_setting_are_quoted(readme: ModuleType) -> None:
+    in_short = importlib.import_module("_in_short")
+    board = plus_board(0, last=0)
+    entry = readme.arrange.headline(board)
+    others = [plus_board(seed, last=0) for seed in (0, 1)]
+    wider = [one.model_copy(update={"config": {**one.config, "codec": {"dim": 128}}}) for one in others]
+    assert in_short._retained(board, entry, others).endswith(" on PTB over 2 trainings")
+    assert in_short._retained(board, entry, wider).endswith(" on PTB")
+
+
+def test_boards_that_differ_in_bits_or_width_are_told_apart(readme: ModuleType) -> None:
+    cells = importlib.import_module("_cells")
+    boards = [plus_board(0, last=0)]
+    for changes in ({"mechanism": {"mu": 14, "bits": 1}}, {"codec": {"dim": 128}}):
+        boards.append(boards[0].model_copy(update={"config": {**boards[0].config, **changes}}))
+    lines = cells.trainings_table([[board] for board in boards])
+    names = list(dict.fromkeys(line.split(" | ")[0].removeprefix("| ") for line in lines[2:]))
+    assert names == ["PTB, 14", "PTB, 14, n = 1", "PTB, 14, d = 128"]
 
 
 def test_del_plus_is_quoted_over_its_trainings(readme: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
