@@ -122,7 +122,7 @@ def _plus() -> list[str]:
     price = f"; the last token of a prompt is read in {_range(last, '.0%')} of all prompts" if last else ""
     return [
         f"**DEL+**, our variant with DEL's guarantee and bits: R {_range(plus, '.2f')} in {len(shown)} settings, where "
-        f"DEL (with the same adapter) has {_range(ours, '.2f')}{price}."
+        f"DEL (with the same adapter) has {_range(ours, '.2f')}{price} ([docs/del_plus.md](docs/del_plus.md))."
     ]
 
 
@@ -137,7 +137,7 @@ def _glue(found: tuple[int, int] | None) -> list[str]:
     above, private = found
     return [
         f"**GLUE.** {above or 'None'} of {private} private rows {'is' if above == 1 else 'are'} surely above what the "
-        "length of the text alone gives."
+        "length of the text alone gives ([docs/glue.md](docs/glue.md))."
     ]
 
 

@@ -34,7 +34,7 @@ def section() -> str:
     shown, found = drawn(), tasks()
     glue = glue_counts(found)
     parts = in_short(boards(), replications(), None if glue is None else (glue.above, glue.private))
-    parts += [link for board in boards() for link in _link(board, shown)]
+    parts += _pictures(shown)
     for board in boards():
         name = NAMES.get(board.dataset, board.dataset)
         parts += _folded(f"{name}: every method", [_outcome(board), _table(board, _quoted(board), short=True)])
@@ -109,12 +109,15 @@ def drawn() -> dict[Path, str]:
     return {path: picture for path, picture in found.items() if picture}
 
 
-def _link(board: Leaderboard, shown: dict[Path, str]) -> list[str]:
-    """The board's picture in Markdown, if it has one."""
-    if PICTURES / f"{board.dataset}.svg" not in shown:
+def _pictures(shown: dict[Path, str]) -> list[str]:
+    """The pictures beside each other, under the names of their data sets."""
+    names = [board.dataset for board in boards() if PICTURES / f"{board.dataset}.svg" in shown]
+    if not names:
         return []
-    text = f"R of every method with a soft prompt against the success of the strongest attack, {board.dataset}"
-    return [f"![{text}](docs/pictures/{board.dataset}.svg)"]
+    text = "R of every method with a soft prompt against the success of the strongest attack"
+    cells = [f"![{text}, {name}](docs/pictures/{name}.svg)" for name in names]
+    rows = [[NAMES.get(name, name) for name in names], ["---"] * len(names), cells]
+    return ["\n".join(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _outcome(board: Leaderboard) -> str:
