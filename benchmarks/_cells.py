@@ -8,7 +8,7 @@ from del_lightning.config import with_defaults
 from del_lightning.methods.factory import NEEDS_PRIOR
 from del_lightning.metrics import over_seeds
 from del_lightning.report import anew, words
-from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow
+from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow, NluLeaderboard
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -105,3 +105,8 @@ def show(estimate: Estimate | None, style: str) -> str:
     if estimate.low is None or estimate.high is None:
         return format(estimate.value, style)
     return f"{estimate.value:{style}} [{estimate.low:{style}}, {estimate.high:{style}}]"
+
+
+def dirty(board: Leaderboard | NluLeaderboard) -> str:
+    """A remark where the code of a board was no commit."""
+    return "; made by code with changes that were not committed" if board.environment.dirty else ""
