@@ -31,10 +31,11 @@ def config_folder() -> Path:
 
 def _run(settings: DictConfig) -> None:
     config = cast(Config, OmegaConf.to_object(settings))
-    from del_lightning.stages.workspace import Workspace  # Heavy imports wait until the settings are known good.
+    from del_lightning.stages.checks import check  # Heavy imports wait until the settings are known good.
+    from del_lightning.stages.workspace import Workspace
 
     workspace = Workspace(config, HydraConfig.get().overrides.task)
-    workspace.check()
+    check(workspace)
     with workspace:
         hydra.utils.get_method(config.stage._target_)(workspace)
 

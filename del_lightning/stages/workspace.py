@@ -11,21 +11,18 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
-from rich import print as rprint
 from rich.progress import track
 from torch import Tensor
 
 from del_lightning import memory, ranks
 from del_lightning.artifacts import ArtifactStore
 from del_lightning.attacks import log_prior
-from del_lightning.attacks.input_inference import check_masked_model
 from del_lightning.bigrams import Bigrams
 from del_lightning.codebook import Codebook
 from del_lightning.codec import LinearCodec
 from del_lightning.config import Config
-from del_lightning.data import GenerationDataModule, check_corpus, load_corpus
+from del_lightning.data import GenerationDataModule, load_corpus
 from del_lightning.data.tokens import Ragged
-from del_lightning.errors import ConfigError
 from del_lightning.llm import FrozenLLM
 from del_lightning.loading import check_llm, load_llm
 from del_lightning.memory import MemoryPlan
@@ -38,7 +35,6 @@ from del_lightning.methods.factory import (
     NEEDS_FREQUENCIES,
     NEEDS_PRIOR,
     NEEDS_VOCABULARY,
-    TEXT_ONLY,
     Parts,
     build,
     default_value,
@@ -46,8 +42,7 @@ from del_lightning.methods.factory import (
 )
 from del_lightning.methods.vocabulary import Vocabulary
 from del_lightning.metrics import content_tokens
-from del_lightning.metrics.coherence import SentenceEncoder, check_encoder
-from del_lightning.modules.adapter import check_peft
+from del_lightning.metrics.coherence import SentenceEncoder
 from del_lightning.split import SplitModel
 from del_lightning.stages.tracking import CurveLogger
 from del_lightning.stages.training import pick_device
@@ -84,66 +79,6 @@ class Workspace:
         other._methods = {name: made for name, made in self._methods.items() if name not in NEEDS_PRIOR}
         return other
 
-    def check(self) -> None:
-        """Fail now, in a second, on everything that would fail after minutes.
-
-        Raises:
-            DelError: A model, encoder, corpus or setting is missing or impossible.
-        """
-        self._check_stage()
-        if self.memory is not None:
-            rprint(self.memory.summary())
-
-    def _check_stage(self) -> None:
-        if self.config.report.results is not None:
-            if self.config.stage.name != "report":
-                raise ConfigError(
-                    f"`report.results` must be null unless stage=report, got {self.config.report.results}"
-                )
-            return
-        if self.config.adapter.rank and self.config.stage.name in ("export", "serve", "publish", "nlu"):
-            # What these stages write or train knows soft prompts; `nlu.lora` is the adapter of stage=nlu.
-            raise ConfigError(
-                f"`adapter.rank` must be 0 for stage={self.config.stage.name}, which knows soft prompts alone and DEL+ "
-                f"not at all, got {self.config.adapter.rank}"
-            )
-        if self.config.stage.name == "account":
-            from del_lightning.stages.account import accountant  # That module imports this one.
-
-            accountant(self.config)
-            return
-        if self.config.stage.name == "serve":
-            from del_lightning.stages import serve  # So does that one, and it needs the extra `serve`.
-
-            serve.check(self.config)
-            return
-        if self.config.stage.name == "nlu":
-            from del_lightning.stages import nlu
-
-            nlu.check(self)
-            return
-        if self.config.stage.name == "transfer":
-            from del_lightning.stages import transfer
-
-            transfer.check(self)
-        if self.config.stage.name == "publish":
-            from del_lightning.stages import publish
-
-            publish.check(self)
-        if self.config.adapter.rank:
-            check_peft()
-        self.check_memory()
-        for corpus in {self.config.data.name, self.config.codec.corpus}:
-            check_corpus(corpus, self.config.data.root)
-        check_encoder(self.config.evaluate.encoder)
-        self._check_attacks()
-        self._check_baselines()
-        searched = [name for name in self.config.methods if self.parameter(name) and self.given_value(name) is None]
-        if searched and not self.config.targets:
-            raise ConfigError(
-                f"`targets` must hold a success rate to which {', '.join(searched)} are calibrated, got []"
-            )
-
     def check_memory(self) -> None:
         """Find the model and work out what training takes.
 
@@ -154,29 +89,6 @@ class Workspace:
         device = pick_device(self.config.trainer)
         if architecture is not None:
             self.memory = memory.check(self.config, architecture, device)
-
-    def _check_attacks(self) -> None:
-        config = self.config.attack
-        codeless = [name for name in self.config.methods if name not in NEEDS_CODEC]
-        if set(config.suite) == {"nearest-code"} and codeless:
-            raise ConfigError(
-                f"`attack.suite` must hold an attack on {codeless[0]}, which sends no code, got nearest-code"
-            )
-        if "input-inference" in config.suite and config.masked_model is not None:
-            check_masked_model(config.masked_model)
-
-    def _check_baselines(self) -> None:
-        baseline, methods = self.config.baseline, set(self.config.methods)
-        if methods & set(TEXT_ONLY) and baseline.inferdpt.local_model is not None:
-            check_llm(replace(self.config.model, name=baseline.inferdpt.local_model))
-        if methods & set(NEEDS_VOCABULARY) and baseline.word_vectors and not Path(baseline.word_vectors).is_file():
-            raise ConfigError(f"`baseline.word_vectors` must be a file of word vectors, got {baseline.word_vectors!r}")
-        searched = {name for name in methods if self.parameter(name) and self.given_value(name) is None}
-        if "guarantee" in self.config.matching and searched and "del" not in searched:
-            raise ConfigError(
-                "`methods` must hold del, and mechanism.mu be null, to match the others to DEL's guarantee, "
-                f"got {', '.join(sorted(methods))} and mu {self.config.mechanism.mu}"
-            )
 
     @cached_property
     def device(self) -> torch.device:
@@ -292,6 +204,11 @@ class Workspace:
         """Private tokens of a test prompt, on average: the length that guarantees of a sequence are quoted for."""
         prompts = self.data.prompts()
         return round(sum(len(prompt.private_ids) for prompt in prompts) / len(prompts))
+
+    @property
+    def searched(self) -> set[str]:
+        """Methods of the leaderboard whose parameter is calibrated."""
+        return {name for name in self.config.methods if self.parameter(name) and self.given_value(name) is None}
 
     def parameter(self, name: str) -> str | None:
         """Name of a method's privacy parameter; None for a control."""

@@ -19,6 +19,7 @@ from del_lightning.report.site.pareto import front
 from del_lightning.report.site.replication import ITEMS
 from del_lightning.report.site.runs import Run
 from del_lightning.stages import report
+from del_lightning.stages.checks import check
 from del_lightning.stages.workspace import Workspace
 from tests.report.factory import estimate, make_board, make_gallery, make_large_board, make_samples
 
@@ -247,12 +248,12 @@ def test_the_stage_writes_a_site_and_needs_no_model(tmp_path: Path, capsys: pyte
         stage=StageConfig(name="report"), out=str(tmp_path / "out"), report=ReportConfig(results=[str(results)])
     )
     workspace = Workspace(config)
-    workspace.check()
+    check(workspace)
     page = report.run(workspace)
     assert page == tmp_path / "out" / "site" / "index.html"
     assert "site of 1 run" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"`report.results` must be null unless stage=report"):
-        Workspace(Config(stage=StageConfig(name="pipeline"), report=ReportConfig(results=["x"]))).check()
+        check(Workspace(Config(stage=StageConfig(name="pipeline"), report=ReportConfig(results=["x"]))))
     with pytest.raises(ConfigError, match=r"`report.results` must be a non-empty list"):
         ReportConfig(results=[])
 

@@ -7,6 +7,7 @@ from del_lightning.config import AccountConfig, CodecConfig, Config, MechanismCo
 from del_lightning.errors import ConfigError
 from del_lightning.privacy import BinomialAccountant
 from del_lightning.stages import account
+from del_lightning.stages.checks import check
 from del_lightning.stages.workspace import Workspace
 
 
@@ -23,7 +24,7 @@ def test_table_and_plot_need_no_model(tmp_path: Path, capsys: pytest.CaptureFixt
     settings = config(tmp_path)
     settings.model.name = "./nowhere"
     workspace = Workspace(settings)
-    workspace.check()
+    check(workspace)
     path = account.run(workspace)
     assert path.read_text().lstrip().startswith("<?xml")
     assert "exact epsilon" in capsys.readouterr().out
@@ -48,7 +49,7 @@ def test_table_holds_the_accountants_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mu", "dim", "name"), [(None, 18, "mechanism.mu"), (1.0, None, "codec.dim")])
 def test_what_is_missing_is_named(tmp_path: Path, mu: float | None, dim: int | None, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"`{name}` must be set for stage=account, got None"):
-        Workspace(config(tmp_path, mu, dim)).check()
+        check(Workspace(config(tmp_path, mu, dim)))
 
 
 @pytest.mark.parametrize("mu", [0.5, 60.0])

@@ -13,6 +13,7 @@ from del_lightning.artifacts import read_result
 from del_lightning.config import AdapterConfig, Config, MechanismConfig
 from del_lightning.errors import ConfigError
 from del_lightning.stages import attack, evaluate, pipeline, prompt, tracking
+from del_lightning.stages.checks import check
 from del_lightning.stages.setting import Setting
 from del_lightning.stages.workspace import Workspace
 from tests.stages.factory import board_of, config_for, need
@@ -112,4 +113,4 @@ def test_stages_that_know_soft_prompts_only_say_so(finished: Config, stage: str)
     with pytest.raises(
         ConfigError, match=rf"`adapter.rank` must be 0 for stage={stage}, which knows soft prompts alone .*, got 2"
     ):
-        Workspace(config).check()
+        check(Workspace(config))

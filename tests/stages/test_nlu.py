@@ -42,6 +42,7 @@ from del_lightning.prompt import SoftPrompt
 from del_lightning.report.schema import NluLeaderboard, NluRow
 from del_lightning.split import SplitModel
 from del_lightning.stages import attack, nlu
+from del_lightning.stages.checks import check
 from del_lightning.stages.classification import NluTask, _Run, ensure, read_scores
 from del_lightning.stages.setting import build_method
 from del_lightning.stages.workspace import Workspace
@@ -115,7 +116,7 @@ def config_for(model: Path, root: Path, out: Path) -> Config:
 def finished(model: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished")
     ws = Workspace(config_for(model, root, out), ["stage=nlu", f"data.root={root}", "out=elsewhere"])
-    ws.check()
+    check(ws)
     nlu.run(ws)
     return out
 
@@ -394,9 +395,9 @@ def test_a_changed_schedule_retrains_what_it_concerns(finished: Path, model: Pat
 def test_what_cannot_work_is_said_at_once(model: Path, root: Path, tmp_path: Path) -> None:
     config = config_for(model, root, tmp_path)
     with pytest.raises(DataError, match=r"glue/qqp/train-\*\.parquet"):
-        Workspace(replace(config, nlu=replace(config.nlu, task="qqp"))).check()
+        check(Workspace(replace(config, nlu=replace(config.nlu, task="qqp"))))
     with pytest.raises(ConfigError, match="`targets` must hold a success rate to which del are calibrated"):
-        Workspace(replace(config, targets=[])).check()
+        check(Workspace(replace(config, targets=[])))
     with pytest.raises(ConfigError, match=r"`nlu\.fronts` must be methods .* from 1 to 8 del@bits, .* got 'del@9'"):
         replace(config.nlu, fronts=["del@9"])
     with pytest.raises(ConfigError, match=r"`nlu\.fronts_of\.lora` must be methods .* got 'inferdpt'"):
@@ -406,7 +407,7 @@ def test_what_cannot_work_is_said_at_once(model: Path, root: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"`nlu\.fronts` must be methods .* got 'del-plus'"):
         replace(config.nlu, fronts=["del-plus"])
     with pytest.raises(ConfigError, match=r"`attack\.suite` must be among .* got 'inverter'"):
-        Workspace(replace(config, attack=replace(config.attack, suite=["nearest", "inverter"]))).check()
+        check(Workspace(replace(config, attack=replace(config.attack, suite=["nearest", "inverter"]))))
 
 
 def test_a_width_that_no_denoiser_has_is_refused_before_any_work(
@@ -418,8 +419,8 @@ def test_a_width_that_no_denoiser_has_is_refused_before_any_work(
     config = config_for(tmp_path / "narrow", root, tmp_path)
     for way in SND:
         with pytest.raises(ConfigError, match="a denoiser needs a model whose hidden size is a multiple of 8, got 20"):
-            Workspace(replace(config, nlu=replace(config.nlu, ways=["prompt", way]))).check()
-    Workspace(replace(config, nlu=replace(config.nlu, ways=["linear", "prompt", "lora"]))).check()
+            check(Workspace(replace(config, nlu=replace(config.nlu, ways=["prompt", way]))))
+    check(Workspace(replace(config, nlu=replace(config.nlu, ways=["linear", "prompt", "lora"]))))
 
 
 def test_label_words_that_begin_alike_are_refused_before_any_work(
@@ -429,8 +430,8 @@ def test_label_words_that_begin_alike_are_refused_before_any_work(
     monkeypatch.setattr("del_lightning.stages.classification.glue_task", lambda _: alike)
     config = config_for(model, root, tmp_path)
     with pytest.raises(ConfigError, match=r"`nlu\.head` must be linear .* begin alike, got 'verbaliser'"):
-        Workspace(replace(config, nlu=replace(config.nlu, head="verbaliser"))).check()
-    Workspace(replace(config, nlu=replace(config.nlu, head="verbaliser", ways=["snd"]))).check()
+        check(Workspace(replace(config, nlu=replace(config.nlu, head="verbaliser"))))
+    check(Workspace(replace(config, nlu=replace(config.nlu, head="verbaliser", ways=["snd"]))))
 
 
 def test_the_model_is_loaded_only_after_what_needs_no_model_is_checked(model: Path, root: Path, tmp_path: Path) -> None:
@@ -438,7 +439,7 @@ def test_the_model_is_loaded_only_after_what_needs_no_model_is_checked(model: Pa
     verbaliser = replace(config.nlu, head="verbaliser")
     ws = Workspace(replace(config, nlu=verbaliser, attack=replace(config.attack, suite=["inverter"])))
     with pytest.raises(ConfigError, match=r"`attack\.suite` must be among"):
-        ws.check()
+        check(ws)
     assert "llm" not in ws.__dict__
 
 

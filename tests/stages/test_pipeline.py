@@ -28,6 +28,7 @@ from del_lightning.config import (
 from del_lightning.errors import ConfigError, DelError
 from del_lightning.split import SplitModel
 from del_lightning.stages import attack, calibrate, pipeline
+from del_lightning.stages.checks import check
 from del_lightning.stages.setting import Setting, build_method
 from del_lightning.stages.settings import settings
 from del_lightning.stages.workspace import Workspace
@@ -187,7 +188,7 @@ def test_equal_guarantee_is_the_exact_one(finished: Path, model: Path, encoder: 
     forward = build_method(workspace, equal["dp-forward"]).statement(length, delta)
     assert forward.epsilon_sequence == pytest.approx(exact.epsilon_sequence)
     with pytest.raises(ConfigError, match="`methods` must hold del"):
-        Workspace(replace(config, methods=["gaussian-code"])).check()
+        check(Workspace(replace(config, methods=["gaussian-code"])))
 
 
 def test_worst_case_may_mean_any_cheap_attack(finished: Path, model: Path, encoder: Path, tmp_path: Path) -> None:
@@ -232,7 +233,7 @@ def test_what_is_missing_is_found_before_any_work(model: Path, encoder: Path, tm
     ]
     for one, message in wrong:
         with pytest.raises(DelError, match=re.escape(message)):
-            Workspace(one).check()
+            check(Workspace(one))
 
 
 def test_every_method_makes_its_rows(finished: Path, model: Path, encoder: Path, tmp_path: Path) -> None:
@@ -412,10 +413,10 @@ def test_a_pipeline_killed_between_stages_ends_with_the_same_numbers(
 
 def test_targets_are_needed_by_a_calibration_only(model: Path, encoder: Path, tmp_path: Path) -> None:
     config = replace(config_for(model, encoder, tmp_path), targets=[])
-    Workspace(replace(config, methods=["clean", "mean"])).check()
-    Workspace(replace(config, mechanism=MechanismConfig(mu=3.0))).check()
+    check(Workspace(replace(config, methods=["clean", "mean"])))
+    check(Workspace(replace(config, mechanism=MechanismConfig(mu=3.0))))
     with pytest.raises(ConfigError, match="`targets` must hold a success rate"):
-        Workspace(config).check()
+        check(Workspace(config))
 
 
 def test_settings_are_named_for_people_and_for_trackers() -> None:

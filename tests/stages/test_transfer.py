@@ -16,6 +16,7 @@ from del_lightning.report import words
 from del_lightning.report.schema import TransferBoard
 from del_lightning.report.transfer import render_markdown
 from del_lightning.stages import transfer
+from del_lightning.stages.checks import check
 from del_lightning.stages.workspace import Workspace
 from tests.stages.factory import config_for, need, records
 from tests.stages.wandb_server import RunFile
@@ -49,7 +50,7 @@ def config(model: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def board(config: Config) -> TransferBoard:
     workspace = Workspace(config)
-    workspace.check()
+    check(workspace)
     path = transfer.run(workspace)
     assert path is not None
     return TransferBoard.model_validate_json(path.read_text())
@@ -98,15 +99,15 @@ def test_report_shows_every_cell(config: Config, board: TransferBoard) -> None:
 
 
 def test_bad_settings_are_refused_before_any_work(config: Config, tmp_path: Path) -> None:
-    def check(**changes: object) -> None:
-        Workspace(replace(config, out=str(tmp_path / "out"), **changes)).check()  # type: ignore[arg-type]
+    def refused(**changes: object) -> None:
+        check(Workspace(replace(config, out=str(tmp_path / "out"), **changes)))  # type: ignore[arg-type]
 
     with pytest.raises(ConfigError, match=r"`transfer.sources` must name other data sets"):
-        check(transfer=TransferConfig(sources=["lee"]))
+        refused(transfer=TransferConfig(sources=["lee"]))
     with pytest.raises(ConfigError, match=r"`mechanism.mu` must be left out"):
-        check(mechanism=replace(config.mechanism, mu=3.0))
+        refused(mechanism=replace(config.mechanism, mu=3.0))
     with pytest.raises(DataError):
-        check(transfer=TransferConfig(sources=["ptb"]))
+        refused(transfer=TransferConfig(sources=["ptb"]))
     with pytest.raises(ConfigError, match=r"`transfer.mus` must be different values"):
         TransferConfig(mus=[1.0, 1.0])
     assert not (tmp_path / "out").exists()
