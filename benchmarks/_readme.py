@@ -70,9 +70,14 @@ def boards() -> list[Leaderboard]:
 
 
 def elsewhere() -> list[Leaderboard]:
-    """The replication runs with a language model or on a data set that no leaderboard has."""
+    """The replication runs with a language model or on a data set that no leaderboard has.
+
+    Further trainings of one setting stand in :func:`trained_anew`.
+    """
     known = {(board.model, board.dataset) for board in boards()}
-    return [board for board in replications() if (board.model, board.dataset) not in known]
+    found = [board for board in replications() if (board.model, board.dataset) not in known]
+    several = [one.title for group in anew.groups(found) if len(group) > 1 for one in group]
+    return [board for board in found if board.title not in several]
 
 
 def replications() -> list[Leaderboard]:

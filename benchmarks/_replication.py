@@ -101,6 +101,13 @@ JOBS: dict[str, list[str]] = {
         "soft_prompts=[clean,mean,del,gaussian-code,metric-dp]",
         *("evaluate.seeds=[0,1,2]", "matching=[nearest]"),
     ],
+    **{
+        f"cnn-dailymail-seed-{seed}": [
+            *(*CNN, *SMALL, f"seed={seed}", "targets=[0.1]", "matching=[nearest]"),
+            *("methods=[clean,mean,del,gaussian-code]", "soft_prompts=[clean,mean,del,gaussian-code]"),
+        ]
+        for seed in (0, 1, 2)
+    },
     # The headline comparison with every part trained anew under each seed.
     **{
         f"{corpus}-seed-{seed}": [

@@ -144,6 +144,15 @@ def test_further_trainings_of_the_same_setting_are_quoted(readme: ModuleType) ->
     assert in_short._retained(board, entry, wider).endswith(" on PTB")
 
 
+def test_further_trainings_have_no_table_each(readme: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, other = plus_board(0, last=0), "another data set"
+    trainings = [plus_board(seed, last=0).model_copy(update={"dataset": other, "title": f"{seed}"}) for seed in (0, 1)]
+    single = plus_board(0, last=2).model_copy(update={"dataset": other, "title": "single"})
+    monkeypatch.setattr(readme, "boards", lambda: [known])
+    monkeypatch.setattr(readme, "replications", lambda: [known, *trainings, single])
+    assert readme.elsewhere() == [single]
+
+
 def test_boards_that_differ_in_bits_or_width_are_told_apart(readme: ModuleType) -> None:
     cells = importlib.import_module("_cells")
     boards = [plus_board(0, last=0)]
