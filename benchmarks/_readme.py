@@ -5,6 +5,7 @@ python benchmarks/_readme.py     writes them and the README's pictures; tests/te
 """
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 from _cells import NAMES, NONE, RESULTS, ROOT, dirty, guarantee, show, trainings_table
@@ -64,6 +65,7 @@ def page() -> str:
     return "\n\n".join([head, *tables]) + "\n"
 
 
+@cache
 def boards() -> list[Leaderboard]:
     """The committed leaderboards of text generation."""
     return [Leaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob("*/leaderboard.json"))]
@@ -80,6 +82,7 @@ def elsewhere() -> list[Leaderboard]:
     return [board for board in found if board.title not in several]
 
 
+@cache
 def replications() -> list[Leaderboard]:
     """The replication runs of text generation, by name."""
     paths = sorted((RESULTS / "replication").glob("*/leaderboard.json"))
