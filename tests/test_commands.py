@@ -21,6 +21,7 @@ from del_lightning.__main__ import main
 from del_lightning.assets import ASSETS
 from del_lightning.errors import AssetError, DataError, DelError
 from del_lightning.serve.cli import parser
+from del_lightning.stages import checks
 from del_lightning.stages.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +66,7 @@ def start(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv(name, "")  # main() sets them; monkeypatch puts them back
         monkeypatch.delenv(name)
     begun: list[str] = []
-    check = Workspace.check
+    check = checks.check
 
     def check_here(workspace: Workspace) -> None:
         if begun:  # a job of a sweep after the first: its settings are read and validated, which takes the least time
@@ -78,7 +79,7 @@ def start(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -
             if not re.search(LACKING, str(error)):
                 raise
 
-    monkeypatch.setattr(Workspace, "check", check_here)
+    monkeypatch.setattr(checks, "check", check_here)
     monkeypatch.setattr("hydra.utils.get_method", lambda target: lambda workspace: begun.append(target))
     # Launchers are extras that need a cluster; with the basic one the same jobs start one after another.
     ours = [argument for argument in arguments if not argument.startswith(("hydra/launcher", "hydra.launcher"))]
