@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from _cells import NAMES, code, guarantee, show
 from _del_plus import shown_settings
 
+from del_lightning.metrics import over_seeds
 from del_lightning.report import anew, arrange, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import Leaderboard
+from del_lightning.report.site.claims import both
 
 
 def in_short(
@@ -54,7 +56,8 @@ def _retained(board: Leaderboard, entry: Entry, replications: Sequence[Leaderboa
     for group in _alike(board, replications):
         for one in anew.over_trainings(group):
             if (one.row.method, one.row.matching, one.row.target) == _setting(entry):
-                return f"{show(one.retained, '.3f')} on {name} over {len(group)} trainings"
+                sure = both(one.retained, over_seeds(one.each))
+                return f"{show(sure, '.3f')} on {name} over {len(group)} trainings"
     return f"{show(entry.retained, '.3f')} on {name}" if entry.retained is not None else ""
 
 
@@ -103,12 +106,13 @@ def _ahead(boards: Sequence[Leaderboard]) -> list[str]:
         if pairs:
             ahead, behind = sum(value < 0 for value in apart), sum(value > 0 for value in apart)
             name = NAMES.get(board.dataset, board.dataset)
-            found.append(f"{name}: of {len(pairs)}, {ahead} surely ahead of DEL and {behind} surely behind")
+            found.append(f"{name}: of {len(pairs)}, {ahead} ahead of DEL beyond the noise and {behind} behind")
     if not found:
         return []
     return [
         "**Who is ahead.** Other methods with soft prompts, where the strongest calibrated attack reads as much as of "
-        f"DEL, paired over prompts. {'; '.join(found)}; the others cannot be told from it."
+        f"DEL, paired over prompts. {'; '.join(found)}; the others cannot be told from it. One training each: another "
+        "may move such a difference by more than its interval ([Limits](#limits))."
     ]
 
 

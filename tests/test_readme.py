@@ -129,7 +129,7 @@ def test_the_list_at_the_head_holds_what_the_boards_say(readme: ModuleType, monk
     matched = readme.arrange.matched(board, "worst", 0.1)
     others = [e.best.difference.nll for e in matched if not e.is_reference and e.prompted]
     ahead, behind = sum(nll.high < 0 for nll in others), sum(nll.low > 0 for nll in others)
-    expected = f"of {len(others)}, {ahead} surely ahead of DEL and {behind} surely behind"
+    expected = f"of {len(others)}, {ahead} ahead of DEL beyond the noise and {behind} behind"
     assert others
     assert expected in items["Who is ahead."]
 

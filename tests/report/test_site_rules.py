@@ -49,12 +49,57 @@ def sharp(value: float) -> Estimate:
 def test_coherence_is_compared_at_equal_success_of_the_nearest_neighbour(ours: float, verdict: str) -> None:
     def turn(row: LeaderboardRow) -> dict[str, object]:
         worst_helps = 0.9 if row.matching == "worst" else ours
-        return {"difference": None, "coherence": sharp(worst_helps if row.method == "del" else 0.4)}
+        values = {"del": worst_helps, "mean": 0.3}
+        return {"difference": None, "coherence": sharp(values.get(row.method, 0.4))}
 
     found = judged(rules.coherence(("rantext", "inferdpt"), "x"), turned(make_large_board(), turn))
     assert found.verdict == verdict
     assert len(found.comparisons) == 6  # two methods at three targets
     assert "Matched by the strongest attack instead: All 6 comparisons confirm." in found.reason
+
+
+@pytest.mark.parametrize(
+    ("nothing", "outcome"), [(0.3, "confirms"), (0.4, "decides nothing"), (0.5, "decides nothing")]
+)
+def test_coherence_that_sending_nothing_reaches_as_well_decides_nothing(nothing: float, outcome: str) -> None:
+    def turn(row: LeaderboardRow) -> dict[str, object]:
+        values = {"del": 0.6, "mean": nothing}
+        return {"difference": None, "coherence": sharp(values.get(row.method, 0.4))}
+
+    board = turned(make_large_board(), turn)
+    found = judged(rules.coherence(("rantext",), "RANTEXT"), board)
+    assert {one.outcome for one in found.comparisons} == {outcome}
+    alone = board.model_copy(update={"rows": [row for row in board.rows if row.method != "mean"]})
+    without = judged(rules.coherence(("rantext",), "RANTEXT"), alone)
+    assert {one.outcome for one in without.comparisons} == {"decides nothing"}
+
+
+def with_coherence(seed: int, ours: float, targets: tuple[float, ...] = (0.1,)) -> Leaderboard:
+    """Controls, DEL and RANTEXT at .4, all over two prompts and one training."""
+    rows = [row("clean", True, nll_by_prompt=[3.0, 3.0]), row("mean", True, nll_by_prompt=[6.0, 6.0])]
+    for target in targets:
+        rows += [row(target, True, nll_by_prompt=[5.0, 5.0])]
+        rows += [other_row("rantext", "nearest", target, False, nll_by_prompt=[5.0, 5.0])]
+    board = make_board(rows=rows, reference_tokens=[10, 10])
+    board.config["seed"] = seed
+
+    def turn(row: LeaderboardRow) -> dict[str, object]:
+        return {"difference": None, "coherence": sharp({"del": ours, "rantext": 0.4}.get(row.method, 0.2))}
+
+    return turned(board, turn)
+
+
+def test_coherence_is_averaged_over_trainings_and_one_of_them_does_not_count_again() -> None:
+    boards = [with_coherence(seed, ours) for seed, ours in enumerate((0.5, 0.39, 0.51))]
+    alone = with_coherence(0, 0.5, (0.1, 0.02))
+    alone.config["evaluate"] = {**alone.config["evaluate"], "seeds": [5]}
+    rule = rules.coherence(("rantext",), "RANTEXT")
+    pooled, single = sorted(judged(rule, *boards, alone).comparisons, key=lambda one: -len(one.runs))
+    assert len(pooled.runs) == 3
+    assert "mean of 3 trainings" in pooled.what
+    assert (pooled.outcome, single.outcome) == ("inside the noise", "confirms")
+    assert "ASR 0.02" in single.what  # what was run once alone still counts
+    assert [one.outcome for one in judged(rule, boards[0]).comparisons] == ["confirms"]
 
 
 def test_methods_that_were_not_run_leave_the_claim_open() -> None:

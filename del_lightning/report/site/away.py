@@ -7,17 +7,17 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from del_lightning.metrics import over_seeds
 from del_lightning.report import words
 from del_lightning.report.schema import Estimate, TransferBoard, TransferCell
 from del_lightning.report.site.claims import (
     Comparison,
     Finding,
     average,
-    both,
     exponential,
     logarithm,
     negative,
+    over_trainings,
+    pooled,
     tally,
     weigh,
 )
@@ -120,11 +120,8 @@ def _compared(
     differences: Sequence[Estimate],
 ) -> Comparison:
     what = f"PPL at mu {words.number(use.away[0].used_at)} against {against}; difference in nats a token, paired"
-    difference = average(differences)
-    if len(differences) > 1:
-        what = f"{what}, mean of {len(differences)} trainings; interval over prompts and over trainings"
-        difference = both(difference, over_seeds([one.value for one in differences]))
-    return Comparison(tuple(use.runs), what, _side(first), _side(second), difference)
+    what = over_trainings(what, len(differences))
+    return Comparison(tuple(use.runs), what, _side(first), _side(second), pooled(differences))
 
 
 def _side(cells: Sequence[TransferCell]) -> tuple[str, Estimate]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from del_lightning.metrics import over_seeds
 from del_lightning.report.schema import Estimate
 from del_lightning.report.site.runs import Run
 
@@ -181,6 +182,18 @@ def both(first: Estimate, second: Estimate) -> Estimate:
         return Estimate(value=first.value, n=first.n)
     low, high = min(first.low, second.low), max(first.high, second.high)
     return first.model_copy(update={"low": low, "high": high})
+
+
+def pooled(estimates: Sequence[Estimate]) -> Estimate:
+    """One figure over its trainings: other prompts and other trainings would both leave it inside the interval."""
+    mean = average(estimates)
+    return both(mean, over_seeds([one.value for one in estimates])) if len(estimates) > 1 else mean
+
+
+def over_trainings(what: str, trainings: int) -> str:
+    """The name of a figure, and over how many trainings it is a mean."""
+    several = f"{what}, mean of {trainings} trainings; interval over prompts and over trainings"
+    return several if trainings > 1 else what
 
 
 def exact(value: float) -> Estimate:

@@ -6,6 +6,7 @@ As in :mod:`~del_lightning.report.site.rules`: pure functions from the loaded ru
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -52,8 +53,11 @@ def peers(runs: Sequence[Run], section: str, key: str) -> list[list[Trainings]]:
 def determining(config: dict[str, Any]) -> dict[str, Any]:
     """What determines a run, its seed apart; a setting that is younger than the run had its default there."""
     settings = with_defaults(config)
-    adapter = settings["adapter"]
-    return {name: settings[name] for name in DETERMINING} | {"adapter": adapter if adapter["rank"] else None}
+    adapter, grouped = settings["adapter"], "del-plus" in settings["methods"]
+    return {name: settings[name] for name in DETERMINING} | {
+        "adapter": adapter if adapter["rank"] else None,
+        "codebook": settings["codebook"] if grouped else None,
+    }
 
 
 def _without(config: dict[str, Any], section: str, key: str) -> str:
@@ -128,9 +132,16 @@ def _widths(first: Trainings, second: Trainings) -> Iterator[Comparison]:
         if one.value is None or not _same_mu(one, other):
             continue
         strict = one.value < BETWEEN_MU
-        ours, theirs = pair if strict else pair[::-1]
-        what = f"PPL at a {'strict' if strict else 'loose'} setting: {words.guarantee(one.privacy)}"
-        yield from compared(ours, theirs, what, 0.0)
+        ours, theirs = (_with_price(side) for side in (pair if strict else pair[::-1]))
+        yield from compared(ours, theirs, f"PPL at a {'strict' if strict else 'loose'} mu", 0.0)
+
+
+def _with_price(side: Side) -> Side:
+    """Named with its guarantee and what is read of it: at one mu another width is another privacy."""
+    rows = [row for _, _, row in side.places]
+    read = [found.value for row in rows if (found := words.worst_attack(row)) is not None]
+    strongest = f"; the strongest attack reads {words.percent(math.fsum(read) / len(read))}" if read else ""
+    return replace(side, name=f"{side.name}: {words.guarantee(rows[0].privacy)}{strongest}")
 
 
 def _size(trainings: Trainings) -> dict[str, float]:

@@ -12,7 +12,7 @@ import numpy as np
 from del_lightning.metrics import bootstrap_ratio, over_seeds
 from del_lightning.report import anew, arrange
 from del_lightning.report.schema import Estimate, Leaderboard, LeaderboardRow
-from del_lightning.report.site.claims import Comparison, both, logarithm, minus
+from del_lightning.report.site.claims import Comparison, both, logarithm, minus, over_trainings
 from del_lightning.report.site.runs import Run, generation
 
 
@@ -57,12 +57,13 @@ class Side:
 
     def with_nothing_sent(self) -> "Side | None":
         """The mean embedding in its place; None where a leaderboard has no such row."""
-        rows = [_mean_embedding(board, prompted=row.soft_prompt) for _, board, row in self.places]
+        rows = [mean_embedding(board, prompted=row.soft_prompt) for _, board, row in self.places]
         found = [(run, board, row) for (run, board, _), row in zip(self.places, rows, strict=True) if row is not None]
         return Side("Mean embedding", found) if len(found) == len(self.places) else None
 
 
-def _mean_embedding(board: Leaderboard, *, prompted: bool) -> LeaderboardRow | None:
+def mean_embedding(board: Leaderboard, *, prompted: bool) -> LeaderboardRow | None:
+    """The row that sends the length alone; None where a leaderboard has none."""
     found = (entry for entry in arrange.controls(board) if entry.row.method == "mean")
     rows = (entry.prompted if prompted else entry.plain for entry in found)
     return next((row for row in rows if row is not None), None)
@@ -94,8 +95,7 @@ def compared(
         return
     if paired is not None:
         what = f"{what}; difference in nats a token, paired"
-    if len(first.places) > 1:
-        what = f"{what}, mean of {len(first.places)} trainings; interval over prompts and over trainings"
+    what = over_trainings(what, len(first.places))
     yield Comparison(
         runs=tuple({run.slug: run for run, _, _ in (*first.places, *second.places)}.values()),
         what=what,

@@ -25,14 +25,17 @@ from del_lightning.report.schema import (
 from del_lightning.report.site.claims import (
     Comparison,
     Finding,
+    average,
     both,
     listed,
     minus,
     negative,
+    over_trainings,
+    pooled,
     tally,
     weigh,
 )
-from del_lightning.report.site.perplexities import Side, compared, trainings
+from del_lightning.report.site.perplexities import Side, compared, mean_embedding, trainings
 from del_lightning.report.site.runs import Run, classification, generation
 
 TEN_PERCENT = math.log(1.1)
@@ -69,26 +72,75 @@ def coherence(methods: Sequence[str], names: str) -> Callable[[Sequence[Run]], F
             f"No loaded run holds {names} calibrated to a nearest-neighbour target beside DEL with its soft prompt. "
             f"{loaded(runs)}"
         )
-        worst = list(_coherences(runs, methods, "worst"))
+        worst = _coherences(runs, methods, "worst")
         remark = f"Matched by the strongest attack instead: {tally(worst)}" if worst else ""
-        compared = list(_coherences(runs, methods, "nearest"))
+        compared = _coherences(runs, methods, "nearest")
         return weigh(compared, missing, remark, _local_alone(runs, methods), _length_alone(compared))
 
     return rule
 
 
-def _coherences(runs: Sequence[Run], methods: Sequence[str], matching: Matching) -> Iterator[Comparison]:
-    for run, board in generation(runs):
+def _coherences(runs: Sequence[Run], methods: Sequence[str], matching: Matching) -> list[Comparison]:
+    return _most_trained(
+        (places, [_coherence(matching, target, places)])
+        for group in trainings(runs)
+        for target, places in _against(group, matching, methods)
+        if all(ours.prompted is not None for _, _, ours, _ in places)
+    )
+
+
+def _coherence(matching: Matching, target: float, places: Sequence["_Place"]) -> Comparison:
+    """DEL against another method in all trainings; the mean embedding, which sends the length alone, in its place."""
+    gains = [_coherence_gain(ours.best, theirs.best) for *_, ours, theirs in places]
+    lengths = [(mean_embedding(board, prompted=True), theirs.best) for _, board, _, theirs in places]
+    nothing = [minus(mean.coherence, row.coherence) for mean, row in lengths if mean is not None]
+    return Comparison(
+        runs=tuple(run for run, *_ in places),
+        what=over_trainings(f"COH at {words.MATCHED[matching]} {target:g}", len(places)),
+        first=_read_row([ours.best for _, _, ours, _ in places]),
+        second=_read_row([theirs.best for *_, theirs in places]),
+        difference=pooled(gains),
+        control_fails=len(nothing) == len(places) and (pooled(nothing).high or 0.0) < 0,
+    )
+
+
+def _read_row(rows: Sequence[LeaderboardRow]) -> tuple[str, Estimate]:
+    """A row's name with what the nearest neighbour really read, and its coherence, over trainings."""
+    read = [found.value for row in rows if (found := words.attack_result(row, words.is_nearest)) is not None]
+    measured = f", measured {words.percent(math.fsum(read) / len(read))}" if read else ""
+    return f"{words.row_name(rows[0])}{measured}", average([row.coherence for row in rows])
+
+
+_Place = tuple[Run, Leaderboard, Entry, Entry]
+"""A training: its run, leaderboard, DEL, and another method."""
+
+
+def _against(
+    group: Sequence[tuple[Run, Leaderboard]], matching: Matching, methods: Sequence[str]
+) -> Iterator[tuple[float, list[_Place]]]:
+    """(target, DEL beside one of the methods) wherever every training has both."""
+    found: dict[tuple[str, float], list[_Place]] = {}
+    for run, board in group:
         for ours, theirs in _beside(board, matching):
-            if theirs.row.method not in methods or ours.prompted is None:
-                continue
-            yield Comparison(
-                (run,),
-                f"COH at {words.MATCHED[matching]} {theirs.row.target:g}",
-                (words.row_name(ours.best), ours.best.coherence),
-                (words.row_name(theirs.best), theirs.best.coherence),
-                _coherence_gain(ours.best, theirs.best),
-            )
+            if theirs.row.method in methods and theirs.row.target is not None:
+                found.setdefault((theirs.row.method, theirs.row.target), []).append((run, board, ours, theirs))
+    yield from ((target, places) for (_, target), places in found.items() if len(places) == len(group))
+
+
+def _most_trained(found: Iterable[tuple[Sequence[_Place], list[Comparison]]]) -> list[Comparison]:
+    """The comparisons, one training's left out where the same was run over several: it would count twice."""
+    kept: dict[tuple[object, ...], list[tuple[int, list[Comparison]]]] = {}
+    for places, comparisons in found:
+        board, theirs = places[0][1], places[0][3].row
+        same = board.model, board.dataset, board.schedule, theirs.method, theirs.matching, theirs.target
+        kept.setdefault(same, []).append((len(places), comparisons))
+    return [
+        one
+        for sized in kept.values()
+        for size, comparisons in sized
+        if size > 1 or all(other == 1 for other, _ in sized)
+        for one in comparisons
+    ]
 
 
 def _beside(board: Leaderboard, matching: Matching) -> Iterator[tuple[Entry, Entry]]:
@@ -153,32 +205,29 @@ def _length_alone(compared: Sequence[Comparison]) -> str:
 
 def gaussian(runs: Sequence[Run]) -> Finding:
     """Rule: the quantizer is at most a tenth of perplexity worse than Gaussian noise on the same code."""
-    found: list[Comparison] = []
-    saved: list[str] = []
-    for group in trainings(runs):
-        for matching in ("nearest", "guarantee"):
-            for target, (ours, theirs) in _against_gaussian(group, matching):
-                what = f"PPL at {words.MATCHED[matching]} {target:g}"
-                found += compared(ours, theirs, what, TEN_PERCENT, _stored(theirs))
-                saved.append(_payloads(ours.places[0][2], theirs.places[0][2]))
+    found = [
+        (places, list(_near_gaussian(matching, target, places)))
+        for group in trainings(runs)
+        for matching in _PAPERS_WAYS
+        for target, places in _against(group, matching, ["gaussian-code"])
+    ]
+    saved = [_payloads(ours.row, theirs.row) for places, _ in found for *_, ours, theirs in places]
     missing = f"No loaded run holds Gaussian noise on the code matched to DEL. {loaded(runs)}"
-    return weigh(found, missing, f"DEL sends {listed(saved)}.")
+    return weigh(_most_trained(found), missing, f"DEL sends {listed(saved)}.")
 
 
-def _against_gaussian(
-    group: Sequence[tuple[Run, Leaderboard]], matching: Matching
-) -> Iterator[tuple[float, tuple[Side, Side]]]:
-    """(target, (DEL, Gaussian noise on the code)) wherever every training has both."""
-    found: dict[float, list[tuple[Run, Leaderboard, tuple[LeaderboardRow, LeaderboardRow]]]] = {}
-    for run, board in group:
-        for ours, theirs in _beside(board, matching):
-            row = ours.prompted if theirs.best.soft_prompt else ours.plain
-            if theirs.row.method == "gaussian-code" and row is not None and theirs.row.target is not None:
-                found.setdefault(theirs.row.target, []).append((run, board, (row, theirs.best)))
-    for target, places in found.items():
-        if len(places) == len(group):
-            first, second = (_side([(run, board, rows[place]) for run, board, rows in places]) for place in (0, 1))
-            yield target, (first, second)
+_PAPERS_WAYS: tuple[Matching, ...] = ("nearest", "guarantee")
+"""How Fig. 3 and Remark 4.3 match the quantizer to Gaussian noise."""
+
+
+def _near_gaussian(matching: Matching, target: float, places: Sequence[_Place]) -> Iterator[Comparison]:
+    """Perplexity of DEL and of Gaussian noise on the code, with a soft prompt where both have one."""
+    rows = [(ours.prompted if theirs.best.soft_prompt else ours.plain, theirs.best) for *_, ours, theirs in places]
+    ours = [(run, board, row) for (run, board, *_), (row, _) in zip(places, rows, strict=True) if row is not None]
+    if len(ours) == len(places):
+        theirs = _side([(run, board, row) for (run, board, *_), (_, row) in zip(places, rows, strict=True)])
+        what = f"PPL at {words.MATCHED[matching]} {target:g}"
+        yield from compared(_side(ours), theirs, what, TEN_PERCENT, _stored(theirs))
 
 
 def _side(places: list[tuple[Run, Leaderboard, LeaderboardRow]]) -> Side:
