@@ -10,13 +10,16 @@ import os
 import time
 from pathlib import Path
 
-from del_lightning.errors import ArtifactError
+from del_lightning.errors import ArtifactError, ConfigError
 
 POLL_SECONDS = 0.2
 _STARTER = os.getppid()
 """The process that started this one: rank 0, where Lightning did. It may be process 1 of a container."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Where launchers tell a process its number, the first that is set; the same as in Lightning."""
+
+
+_SLURM_LAUNCH = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
 
 
 class Followed(Exception):  # noqa: N818  # not an error
@@ -39,16 +42,52 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
 
 
+def launched() -> tuple[str, int] | None:
+    """Who started this process and its peers, and how many there are; None where Lightning starts them or nobody did.
+
+    As Lightning finds it: a shell inside a SLURM allocation starts one process, whatever the allocation may hold.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun", int(os.environ["WORLD_SIZE"])
+    if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return "SLURM", int(os.environ["SLURM_NTASKS"])
+    return None
+
+
+def check_launch(devices: int, num_nodes: int) -> None:
+    """Processes that do not know of each other would train the same part in the same folder behind the same noise.
+
+    Args:
+        devices: ``trainer.devices``, 1 or more.
+        num_nodes: ``trainer.num_nodes``, 1 or more.
+
+    Raises:
+        ConfigError: A launcher started another number of processes, or several machines are asked for and nothing
+            starts processes on them.
+    """
+    found = launched()
+    if found is None:
+        named = [key for key in (*RANK_VARIABLES, "NODE_RANK", "GROUP_RANK") if key in os.environ]
+        if num_nodes > 1 and not named:
+            raise ConfigError(f"`trainer.num_nodes` must be 1 unless srun or torchrun starts the run, got {num_nodes}")
+    elif found[1] != devices * num_nodes:
+        raise ConfigError(
+            "`trainer.devices` × `trainer.num_nodes` must be the number of processes that "
+            f"{found[0]} started, {found[1]}, got {devices} × {num_nodes}"
+        )
+
+
 def launch_name() -> str:
     """A name that the processes of one launch share, and no earlier launch had.
 
-    torchrun and SLURM number their launches; what Lightning starts are children of rank 0.
+    torchrun and SLURM number their launches, a job that SLURM puts back into its queue by a count of its own; what
+    Lightning starts are children of rank 0.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
         return "-".join(os.environ.get(name, "") for name in names)
     if "SLURM_PROCID" in os.environ:
-        return "-".join(os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        return "-".join(os.environ.get(name, "") for name in _SLURM_LAUNCH)
     return str(os.getpid() if is_first() else os.getppid())
 
 

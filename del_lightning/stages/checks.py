@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich import print as rprint
 
+from del_lightning import ranks
 from del_lightning.attacks.input_inference import check_masked_model
 from del_lightning.config import Config
 from del_lightning.data import check_corpus
@@ -30,6 +31,7 @@ def check(workspace: Workspace) -> None:
 
 def _check_stage(workspace: Workspace) -> None:
     config, stage = workspace.config, workspace.config.stage.name
+    ranks.check_launch(config.trainer.devices, config.trainer.num_nodes)
     if config.report.results is not None:
         if stage != "report":
             raise ConfigError(f"`report.results` must be null unless stage=report, got {config.report.results}")

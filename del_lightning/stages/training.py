@@ -1,6 +1,8 @@
 """One way to run Lightning's Trainer for every trained part: checkpoints, resume, best validation, record."""
 
 import logging
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -66,6 +68,22 @@ class _StepBar(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "training step".ljust(len(self.validation_description))
+
+
+class _EndAtOnce(L.Callback):
+    """On SIGTERM a training ends as the program would without Lightning, whose handler waits for the other ranks.
+
+    They wait for this one elsewhere, so that none of them would ever end. There is nothing to save: a run goes on from
+    its last checkpoint wherever it was killed.
+    """
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Lightning has set its own by now.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.handler)
 
 
 class _Stopwatch(L.Callback):
@@ -178,11 +196,12 @@ def fit(
             module,
             config,
             folder,
-            callbacks=[*callbacks, history, _Stopwatch(folder), start, best, last, *extra],
+            callbacks=[_EndAtOnce(), *callbacks, history, _Stopwatch(folder), start, best, last, *extra],
             logger=logger,
             precision="32-true" if full_precision else config.precision,
         )
-        trainer.fit(module, data, ckpt_path=last.path if last.path.exists() else None)
+        with _interruptible():
+            trainer.fit(module, data, ckpt_path=last.path if last.path.exists() else None)
     score = _take_best(module, best, folder)
     if start.score is not None and start.score <= score:
         module.load_state_dict(start.weights, strict=False)
@@ -255,6 +274,17 @@ EXPECTED = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6's own call
 )
 """Warnings of Lightning that say nothing new about a run of ours."""
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C stays what it is everywhere else; Lightning turns it into an exit without a word."""
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The configuration of a whole pipeline that takes seconds, and what its runs leave."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -99,14 +100,18 @@ def command_line(config: Config) -> list[str]:
     return [sys.executable, "-m", "del_lightning", "stage=pipeline", *overrides]
 
 
-def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
+def kill_when(
+    process: subprocess.Popen[bytes], reached: Callable[[], bool], with_signal: signal.Signals = signal.SIGKILL
+) -> None:
+    """Send a signal as soon as a point is reached; to the whole group where the process leads one."""
     limit = time.monotonic() + 300
     while not reached():
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < limit
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    leads = os.getpgid(process.pid) == process.pid
+    (os.killpg if leads else os.kill)(process.pid, with_signal)
+    process.wait(timeout=60)
 
 
 def write_pairs(root: Path) -> Path:

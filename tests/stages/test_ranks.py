@@ -1,6 +1,7 @@
 """Two processes on one CPU are one process with twice the batch, however they are started and the model is spread."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from del_lightning import ranks
+from del_lightning.__main__ import INTERRUPTED
 from del_lightning.artifacts import read_result
 from del_lightning.config import Config, ModelConfig, TrainerConfig
 from del_lightning.errors import ConfigError
@@ -163,6 +166,67 @@ def test_a_killed_pair_ends_as_an_uninterrupted_one(
         time.sleep(0.1)
     run(config, tmp_path / "log")
     assert timeless(board_of(tmp_path / "out")) == timeless(board_of(finished("ddp")))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_ends_when_it_is_told_to(
+    model: Path, encoder: Path, tmp_path: Path, devices: int, sent: signal.Signals
+) -> None:
+    """As ``timeout``, a terminal and a cluster send it: to all processes at once."""
+    config = config_of(model, encoder, tmp_path / "out", "ddp")
+    command = [*command_line(config), f"trainer.devices={devices}", "prompt.steps=100000", "prompt.validate_every=1000"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+        )
+    prompts = tmp_path / "out" / "prompt"
+    kill_when(process, lambda: any(prompts.glob("*.partial/last.ckpt.safetensors")), sent)
+    assert process.returncode == (-sent if sent == signal.SIGTERM else INTERRUPTED)
+    if sent == signal.SIGINT:
+        assert "interrupted: the same command goes on from what is done" in (tmp_path / "log").read_text()
+    limit = time.monotonic() + 30
+    while children(str(tmp_path)):
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(model: Path, encoder: Path, tmp_path: Path) -> None:
+    config = config_of(model, encoder, tmp_path / "out", None)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, *command_line(config)[1:]]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    expected = "must be the number of processes that torchrun started, 2, got 1 × 1"
+    assert expected in done.stderr
+    assert not any((tmp_path / "out").glob("*/*"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices", "num_nodes", "refused"),
+    [
+        ({}, 2, 1, ""),  # Lightning starts the others
+        ({}, 1, 2, "`trainer.num_nodes` must be 1 unless srun or torchrun starts the run, got 2"),
+        ({"NODE_RANK": "0"}, 1, 2, ""),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4"}, 2, 2, ""),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, 4, 1, r"torchrun started, 2, got 4 × 1"),
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "train"}, 4, 2, ""),
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "train"}, 1, 1, r"SLURM started, 8, got 1 × 1"),
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "bash"}, 1, 1, ""),
+    ],
+)
+def test_a_launch_is_as_large_as_the_settings_say(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], devices: int, num_nodes: int, refused: str
+) -> None:
+    for name in (*ranks.RANK_VARIABLES, "TORCHELASTIC_RUN_ID", "WORLD_SIZE", "SLURM_NTASKS", "NODE_RANK", "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if not refused:
+        ranks.check_launch(devices, num_nodes)
+        return
+    with pytest.raises(ConfigError, match=refused):
+        ranks.check_launch(devices, num_nodes)
 
 
 def children(text: str) -> list[str]:
