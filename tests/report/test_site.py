@@ -352,9 +352,37 @@ def test_gaussian_verdict_follows_the_paired_difference() -> None:
         assert (found.verdict == "not run") == (not found.comparisons)
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["thesis.tex", "CNAME", ".git/HEAD", "runs/notes.txt", "runs/old/a.html"])
+@pytest.mark.parametrize("earlier", [False, True], ids=["alone", "in an earlier site"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, name: str, earlier: bool) -> None:
+    folder = site(tmp_path, make_board()) if earlier else tmp_path / "site" / "index.html"
+    foreign = folder.parent / name
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    foreign.write_text("years of work")
+    before = sorted(tmp_path.rglob("*"))
+    first = re.escape(name.partition("/")[0])
+    with pytest.raises(ArtifactError, match=rf"must be free for the site or hold an earlier one, got \S*/{first}"):
+        write_site(tmp_path / "site", [Run("mine", "made up", make_board())])
+    assert sorted(tmp_path.rglob("*")) == before
+    assert foreign.read_text() == "years of work"
+
+
+def test_a_page_of_somebody_else_is_no_earlier_site(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ArtifactError, match=r"site must be free for the site or hold an earlier one, got other files"):
-        write_site(tmp_path / "site", load([RESULTS]).runs)
-    assert [path.name for path in (tmp_path / "site").iterdir()] == ["thesis.tex"]
+    (tmp_path / "site" / "index.html").write_text("years of work")
+    with pytest.raises(ArtifactError, match=r"must be free for the site or hold an earlier one, got \S*/index.html"):
+        write_site(tmp_path / "site", [Run("mine", "made up", make_board())])
+
+
+def test_a_file_is_no_folder_for_a_site(tmp_path: Path) -> None:
+    (tmp_path / "site").write_text("years of work")
+    with pytest.raises(ArtifactError, match=r"must be free for the site or hold an earlier one, got \S*/site: move it"):
+        write_site(tmp_path / "site", [Run("mine", "made up", make_board())])
+
+
+def test_an_earlier_site_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    first = site(tmp_path, make_board(), make_transfer())
+    assert len(list(first.parent.glob("runs/*.html"))) == 2
+    again = write_site(tmp_path / "site", load([tmp_path / "results" / "0"]).runs)
+    assert len(list(again.parent.glob("runs/*.html"))) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"results", "site"}

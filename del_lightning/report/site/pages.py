@@ -1,5 +1,6 @@
 """The pages of a site: all runs side by side, the replication of the paper, and a page for every run."""
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from del_lightning.report.site.runs import Run
 
 HOME = "index.html"
 REPLICATION = "replication.html"
+_OWN = re.compile(rf"{re.escape(HOME)}|{re.escape(REPLICATION)}|runs(/[a-z0-9.-]+\.html)?")
+"""Paths of a site's own files and folders: those of :attr:`Run.page` and the two above."""
 _STYLES = ("page.css", "site/site.css")
 _SCRIPTS = ("page.js", "site/site.js")
 _WORDS = {
@@ -42,8 +45,7 @@ def write_site(folder: Path, runs: Sequence[Run]) -> Path:
     Raises:
         ArtifactError: The folder holds something else.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / REPLICATION).exists():
-        raise ArtifactError(f"{folder} must be free for the site or hold an earlier one, got other files: move them")
+    check_free(folder)
     made, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     for left in (made, old):
         shutil.rmtree(left, ignore_errors=True)
@@ -58,6 +60,27 @@ def write_site(folder: Path, runs: Sequence[Run]) -> Path:
     made.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder / HOME
+
+
+def check_free(folder: Path) -> None:
+    """Find out whether a site may be written there: nothing of somebody else's may be lost with an earlier site.
+
+    Raises:
+        ArtifactError: The folder holds a file that no site has, or is none.
+    """
+    found = _foreign(folder)
+    if found is not None:
+        raise ArtifactError(f"`out`: {folder} must be free for the site or hold an earlier one, got {found}: move it")
+
+
+def _foreign(folder: Path) -> Path | None:
+    """What lies in the way of a site; None where the folder is free or holds a site and nothing else."""
+    if not folder.is_dir():
+        return folder if folder.exists() else None
+    paths = sorted(folder.rglob("*"))
+    foreign = [path for path in paths if not _OWN.fullmatch(path.relative_to(folder).as_posix())]
+    # An index.html alone may be anybody's; every site has the other page too.
+    return next(iter(foreign if foreign or (folder / REPLICATION).exists() else paths), None)
 
 
 def _run_page(run: Run) -> str:
