@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from del_lightning import ranks
 from del_lightning.config import Config, register_schemas
+from del_lightning.config.checks import writable_folder
 from del_lightning.errors import DelError
 
 USER_ERROR = 2
@@ -31,6 +32,8 @@ def config_folder() -> Path:
 
 def _run(settings: DictConfig) -> None:
     config = cast(Config, OmegaConf.to_object(settings))
+    if config.stage.name != "serve":  # which only reads what export left
+        writable_folder("out", config.out)
     from del_lightning.stages.checks import check  # Heavy imports wait until the settings are known good.
     from del_lightning.stages.workspace import Workspace
 
@@ -59,6 +62,18 @@ def main() -> None:
         if full_error:
             raise
         _exit(explain(error))
+    except OSError:
+        # Hydra makes the folder of a multirun under `out` before any job could look at it.
+        try:
+            writable_folder("out", _typed("out", Config.out))
+        except DelError as error:
+            _exit(explain(error))
+        raise
+
+
+def _typed(key: str, default: str) -> str:
+    """What the command line sets a setting to, the last time that it does."""
+    return next((word.partition("=")[2] for word in reversed(sys.argv) if word.startswith(f"{key}=")), default)
 
 
 def _run_or_exit(settings: DictConfig) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from del_lightning.__main__ import INTERRUPTED, USER_ERROR, main
 from del_lightning.assets import packaged_path
+from del_lightning.config.checks import writable_folder
 from del_lightning.errors import AssetError, DataError
 from del_lightning.stages.workspace import Workspace
 
@@ -64,6 +65,26 @@ WRONG = {
     "mechanism.bits": "missing EQUAL",
     "model.name=./nope": "`model.name` must be an existing folder, got './nope'",
 }
+
+NOT_WRITABLE = ("/proc/nope", "file", "file/deeper", "x" * 300)
+
+
+@pytest.mark.parametrize("out", NOT_WRITABLE)
+def test_a_folder_that_cannot_be_written_is_refused_first(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "del_lightning.stages.checks", None)  # before any other check
+    (tmp_path / "file").write_text("years of work")
+    assert_one_line(run(f"out={out}"), f"`out` must be a folder that can be written, got '{out}'")
+    assert_one_line(run("-m", "seed=1,2", f"out={out}"), f"`out` must be a folder that can be written, got '{out}'")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_looking_whether_a_folder_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    writable_folder("out", str(tmp_path / "a" / "b"))
+    writable_folder("out", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
 
 WRONG_BEHIND_A_GOOD_MODEL = {
     "data.root=nope": "`data.root` must be an existing folder, got 'nope'",

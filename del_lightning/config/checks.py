@@ -4,6 +4,8 @@ Each raises a ConfigError that names the key, what was expected and what was giv
 """
 
 import math
+import tempfile
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from del_lightning.errors import ConfigError
@@ -41,6 +43,18 @@ def web_address(key: str, value: str) -> None:
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     """One of the names that there are."""
     require(value in choices, key, "one of " + ", ".join(choices), value)
+
+
+def writable_folder(key: str, value: str) -> None:
+    """A folder that can be written or made; nothing is left of finding out."""
+    try:
+        near = next(path for path in (Path(value).absolute(), *Path(value).absolute().parents) if path.exists())
+        # Permissions alone do not tell: a read-only mount and /proc have theirs too. The file never has a name.
+        with tempfile.TemporaryFile(dir=near):
+            return
+    except (OSError, ValueError) as error:
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+    raise ConfigError(f"`{key}` must be a folder that can be written, got {value!r}{reason}")
 
 
 def share(key: str, value: float) -> None:
