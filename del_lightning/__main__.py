@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -10,6 +11,7 @@ from typing import Any, cast, get_type_hints
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -34,6 +36,8 @@ def _run(settings: DictConfig) -> None:
     config = cast(Config, OmegaConf.to_object(settings))
     if config.stage.name != "serve":  # which only reads what export left
         writable_folder("out", config.out)
+    if HydraConfig.get().mode == RunMode.MULTIRUN and not OmegaConf.is_interpolation(settings, "title"):
+        config.title = title_of_job(config.title, HydraConfig.get().overrides.task)
     from del_lightning.stages.checks import check  # Heavy imports wait until the settings are known good.
     from del_lightning.stages.workspace import Workspace
 
@@ -41,6 +45,15 @@ def _run(settings: DictConfig) -> None:
     check(workspace)
     with workspace:
         hydra.utils.get_method(config.stage._target_)(workspace)
+
+
+def title_of_job(title: str, overrides: Sequence[str]) -> str:
+    """A title that no other job of a multirun has: what was set is behind it, but for folders of this machine.
+
+    A report lies under its title, and jobs share ``out``: under one title the last job's report would be the only one.
+    """
+    given = [override for override in overrides if not override.startswith(("title=", "out=", "data.root="))]
+    return ", ".join([title, *given])
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from del_lightning.__main__ import INTERRUPTED, USER_ERROR, main
 from del_lightning.assets import packaged_path
 from del_lightning.config.checks import writable_folder
 from del_lightning.errors import AssetError, DataError
+from del_lightning.stages.report import LONGEST_SLUG, slug_of
 from del_lightning.stages.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +141,33 @@ def test_a_good_command_line_reaches_its_stage(
     assert workspace.config.mechanism.bits == 3
     assert workspace.config.title == "DEL quick start"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [
+        ((), [f"DEL quick start, experiment=quickstart, mechanism.bits={bits}" for bits in (2, 4)]),
+        (("title=Mine",), [f"Mine, experiment=quickstart, mechanism.bits={bits}" for bits in (2, 4)]),
+        (("title=${mechanism.bits} bits",), ["2 bits", "4 bits"]),
+    ],
+)
+def test_every_job_of_a_multirun_has_a_title_of_its_own(
+    run: Run, monkeypatch: pytest.MonkeyPatch, packaged: None, title: tuple[str, ...], expected: list[str]
+) -> None:
+    seen: list[Workspace] = []
+    monkeypatch.setattr("del_lightning.stages.checks.check", lambda workspace: None)
+    monkeypatch.setattr("del_lightning.stages.pipeline.run", seen.append)
+    assert run("-m", "experiment=quickstart", "mechanism.bits=2,4", "out=runs", *title)[0] == 0
+    assert [workspace.config.title for workspace in seen] == expected
+    assert run("experiment=quickstart", "mechanism.bits=2")[0] == 0
+    assert seen[-1].config.title == "DEL quick start"
+
+
+def test_a_report_of_a_long_title_has_a_folder_too() -> None:
+    first, second = (slug_of(f"{'methods ' * 60}{number}") for number in (1, 2))
+    assert first != second
+    assert max(len(first), len(second)) <= LONGEST_SLUG
+    assert slug_of("DEL, mechanism.bits=2") == "del--mechanism-bits-2"
 
 
 def test_an_error_in_the_middle_of_a_stage_is_one_line_too(

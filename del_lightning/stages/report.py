@@ -1,5 +1,6 @@
 """Stage ``report``: the artefacts of a configuration side by side as a leaderboard; many leaderboards as a site."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -37,6 +38,8 @@ from del_lightning.stages.workspace import Workspace
 
 GALLERY = 2
 """Prompts of which the page shows what every attack recovers."""
+LONGEST_SLUG = 200
+"""Bytes of a report's folder name, at most: file systems take 255."""
 
 
 def run(ws: Workspace) -> Path | None:
@@ -111,8 +114,12 @@ def without_folder(override: str) -> str:
 
 
 def slug_of(title: str) -> str:
-    """Folder name of a report."""
-    return "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-") or "report"
+    """Folder name of a report; a long title is cut, and told from others that begin alike by its hash."""
+    slug = "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-") or "report"
+    if len(slug.encode()) <= LONGEST_SLUG:
+        return slug
+    begin = slug.encode()[: LONGEST_SLUG - 9].decode(errors="ignore").strip("-")
+    return f"{begin}-{hashlib.sha256(title.encode()).hexdigest()[:8]}"
 
 
 def leaderboard(ws: Workspace, found: list[Setting]) -> Leaderboard:
