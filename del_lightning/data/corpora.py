@@ -25,15 +25,20 @@ class Corpus:
     """Documents of one corpus.
 
     Attributes:
-        name: What ``data.name`` calls it.
+        name: What the configuration calls it.
         source: Where the text comes from, for reports.
         load: Split -> raw documents; called once a split.
+        setting: What of the configuration names it, for errors.
     """
 
     name: str
     source: str
     load: Callable[[str], list[str]]
+    setting: str = "data.name"
     _cache: dict[str, list[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return f"`{self.setting}` {self.name!r}"
 
     def documents(self, split: str) -> list[str]:
         """Stripped, non-empty documents of ``split`` (train, validation or test).
@@ -46,7 +51,7 @@ class Corpus:
         if split not in self._cache:
             texts = [text.strip() for text in self.load(split) if text and not text.isspace()]
             if not texts:
-                raise DataError(f"split {split!r} of `data.name` {self.name!r} ({self.source}) holds no text")
+                raise DataError(f"split {split!r} of {self} ({self.source}) holds no text")
             self._cache[split] = texts
         return self._cache[split]
 
@@ -99,25 +104,26 @@ _SOURCES = {
 }
 
 
-def load_corpus(name: str, root: str | None = None) -> Corpus:
+def load_corpus(name: str, root: str | None = None, setting: str = "data.name") -> Corpus:
     """Corpus ``name``; its text is read when a split is first asked for.
 
     Args:
         name: lee, ptb, wikitext2, cnn_dailymail or c4.
         root: Folder with the corpora as parquet; None takes them from the hub. The packaged Lee corpus needs neither.
+        setting: What of the configuration names it, for errors.
 
     Raises:
         DataError: Unknown name. A missing root, file or column, or an unreachable hub, shows when text is read.
     """
     if name == "lee":
-        return Corpus("lee", "Lee news corpus, packaged with gensim", _lee)
-    source = _source(name)
+        return Corpus("lee", "Lee news corpus, packaged with gensim", _lee, setting)
+    source = _source(name, setting)
     if root is None:
-        return Corpus(name, f"hub: {source.hub}", lambda split: _from_hub(name, source, split))
-    return Corpus(name, f"{root}/{source.folder}", lambda split: _from_root(source, root, split))
+        return Corpus(name, f"hub: {source.hub}", lambda split: _from_hub(name, source, split, setting), setting)
+    return Corpus(name, f"{root}/{source.folder}", lambda split: _from_root(source, root, split), setting)
 
 
-def check_corpus(name: str, root: str | None = None) -> None:
+def check_corpus(name: str, root: str | None = None, setting: str = "data.name") -> None:
     """Find out in seconds, reading no text, whether :func:`load_corpus` can deliver.
 
     Raises:
@@ -127,9 +133,9 @@ def check_corpus(name: str, root: str | None = None) -> None:
     if name == "lee":
         assets.packaged_path("lee.cor")
     elif root is None:
-        check_hub(name, _source(name).hub)
+        check_hub(name, _source(name, setting).hub, setting)
     else:
-        source = _source(name)
+        source = _source(name, setting)
         shares = split_shares(_available(source, root), source.derived)
         for split in dict.fromkeys(origin for origin, _, _ in shares.values()):
             check_columns(parquet_files(root, source.folder, split), [source.column])
@@ -155,9 +161,9 @@ def _share(rows: list[str], start: float, stop: float) -> list[str]:
     return rows[round(start * len(rows)) : round(stop * len(rows))]
 
 
-def _source(name: str) -> _Source:
+def _source(name: str, setting: str) -> _Source:
     if name not in _SOURCES:
-        raise DataError(f"`data.name` must be one of lee, {', '.join(_SOURCES)}, got {name!r}")
+        raise DataError(f"`{setting}` must be one of lee, {', '.join(_SOURCES)}, got {name!r}")
     return _SOURCES[name]
 
 
@@ -224,8 +230,8 @@ def read_parquet(root: str, folder: str, split: str, columns: Sequence[str]) -> 
 # --- hub -----------------------------------------------------------------------------------------------------------
 
 
-def check_hub(name: str, repository: str) -> None:
-    """Find out whether the hub answers, without which ``name`` cannot be read from ``repository``.
+def check_hub(name: str, repository: str, setting: str) -> None:
+    """Find out whether the hub answers, without which ``setting`` cannot be ``name``, read from ``repository``.
 
     Raises:
         DataError: It does not.
@@ -233,13 +239,13 @@ def check_hub(name: str, repository: str) -> None:
     if constants.is_offline_mode():
         return  # the user asked for what is cached; reading it says when there is nothing
     if problem := assets.hub_problem():
-        raise DataError(f"data set {name!r} needs `data.root` (now null) or the hub's {repository}, but {problem}")
+        raise DataError(f"`{setting}` {name!r} needs `data.root` (now null) or the hub's {repository}, but {problem}")
 
 
-def _from_hub(name: str, source: _Source, split: str) -> list[str]:
+def _from_hub(name: str, source: _Source, split: str, setting: str) -> list[str]:
     import datasets
 
-    check_hub(name, source.hub)
+    check_hub(name, source.hub, setting)
     available = {"train", "validation"} if source.derived == "test" else set(SPLITS)
     origin, start, stop = split_shares(available, source.derived)[split]
     try:
@@ -248,7 +254,7 @@ def _from_hub(name: str, source: _Source, split: str) -> list[str]:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
-            f"`data.name` {name!r}: the hub's {source.hub} cannot be read ({reason}); put "
+            f"`{setting}` {name!r}: the hub's {source.hub} cannot be read ({reason}); put "
             f"{source.folder}/<split>-*.parquet with column {source.column!r} under `data.root`, now null"
         ) from error
     return _share([text for text in texts if text and source.keep(text)], start, stop)

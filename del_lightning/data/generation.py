@@ -279,7 +279,7 @@ class GenerationDataModule(SteppedDataModule):
         count = len(flat) // self.block_tokens
         if count == 0:
             raise DataError(
-                f"split {split!r} of `data.name` {self.corpus.name!r} must fill a block of {self.block_tokens} tokens "
+                f"split {split!r} of {self.corpus} must fill a block of {self.block_tokens} tokens "
                 f"(data.train_tokens or codec.sequence_tokens), got {len(flat)} tokens"
             )
         return flat[: count * self.block_tokens].reshape(count, self.block_tokens)
@@ -329,7 +329,7 @@ class GenerationDataModule(SteppedDataModule):
         if len(pool) < n:
             pool = self.tokens(split).flat.astype(np.int64)
         if len(pool) == 0:
-            raise DataError(f"split {split!r} of `data.name` {self.corpus.name!r} must hold a token, got none")
+            raise DataError(f"split {split!r} of {self.corpus} must hold a token, got none")
         generator = stream("private tokens", seed)
         if len(pool) < n:
             chosen = torch.randint(len(pool), (n,), generator=generator)
@@ -346,7 +346,7 @@ class GenerationDataModule(SteppedDataModule):
         eligible = self._eligible(split)
         if not eligible:
             raise DataError(
-                f"split {split!r} of `data.name` {self.corpus.name!r} must hold a text of data.min_words="
+                f"split {split!r} of {self.corpus} must hold a text of data.min_words="
                 f"{self.config.min_words} words, got none"
             )
         return [eligible[i].private_ids for i in evenly(len(eligible), n)]
@@ -356,7 +356,7 @@ class GenerationDataModule(SteppedDataModule):
         eligible = self._eligible("test")
         if not eligible:
             raise DataError(
-                f"the test split of `data.name` {self.corpus.name!r} must hold a text of data.min_words="
+                f"the test split of {self.corpus} must hold a text of data.min_words="
                 f"{self.config.min_words} words with at most data.max_prompt_tokens={self.config.max_prompt_tokens} "
                 "tokens in the prompt, got none"
             )

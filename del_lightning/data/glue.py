@@ -192,7 +192,7 @@ def check_glue(task: str, root: str | None) -> None:
         ConfigError: Unknown task.
     """
     if root is None:
-        check_hub(task, HUB)
+        check_hub(task, HUB, "nlu.task")
         return
     for split in ("train", "validation"):
         check_columns(parquet_files(root, f"{FOLDER}/{task}", split), [*glue_task(task).columns, "label"])
@@ -227,7 +227,7 @@ def load_rows(task: GlueTask, split: str, root: str | None) -> Rows:
 def _from_hub(task: GlueTask, split: str, names: list[str]) -> list[list[Any]]:
     import datasets
 
-    check_hub(task.name, HUB)
+    check_hub(task.name, HUB, "nlu.task")
     try:
         rows = datasets.load_dataset(HUB, name=task.name, split=split)
         return [list(rows[name]) for name in names]

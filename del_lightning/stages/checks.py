@@ -69,8 +69,8 @@ def _check_generation(workspace: Workspace) -> None:
     if config.adapter.rank:
         check_peft()
     workspace.check_memory()
-    for corpus in {config.data.name, config.codec.corpus}:
-        check_corpus(corpus, config.data.root)
+    for setting, corpus in {"data.name": config.data.name, "codec.corpus": config.codec.corpus}.items():
+        check_corpus(corpus, config.data.root, setting)
     check_encoder(config.evaluate.encoder)
     _check_attacks(config)
     _check_baselines(workspace)

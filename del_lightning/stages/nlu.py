@@ -66,7 +66,7 @@ def check(ws: Workspace) -> None:
     check_glue(ws.config.nlu.task, ws.config.data.root)
     methods = {name.partition("@")[0] for names in ws.config.nlu.runs.values() for name in names}
     if methods & {*NEEDS_CODEC, *NEEDS_FREQUENCIES}:
-        check_corpus(ws.config.codec.corpus, ws.config.data.root)
+        check_corpus(ws.config.codec.corpus, ws.config.data.root, "codec.corpus")
     if "lora" in ws.config.nlu.ways:
         check_peft()
     beyond = sorted(set(ws.config.attack.suite) - set(SUITE))

@@ -45,7 +45,7 @@ def check(ws: Workspace) -> None:
     for source in ws.config.transfer.sources:
         if source == ws.config.data.name:
             raise ConfigError(f"`transfer.sources` must name other data sets than `data.name`, got {source!r}")
-        check_corpus(source, ws.config.data.root)
+        check_corpus(source, ws.config.data.root, "transfer.sources")
     if ws.config.mechanism.mu != MechanismConfig.mu:
         raise ConfigError(f"`mechanism.mu` must be left out: `transfer.mus` holds them, got {ws.config.mechanism.mu!r}")
 

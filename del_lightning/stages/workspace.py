@@ -162,7 +162,7 @@ class Workspace:
         """The public corpus behind the codec."""
         codec = self.config.codec
         return GenerationDataModule(
-            load_corpus(codec.corpus, self.config.data.root),
+            load_corpus(codec.corpus, self.config.data.root, "codec.corpus"),
             self.llm.tokenizer,
             self.config.data,
             batch_size=codec.batch_size,
