@@ -238,7 +238,7 @@ def test_bad_places_are_refused_before_a_page_is_written(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="found none in"):
         load([folder, tmp_path / "empty"])
     (folder / "broken.json").write_text('{"rows": [')
-    with pytest.raises(ArtifactError, match=r"results/broken.json must hold JSON"):
+    with pytest.raises(ArtifactError, match=rf"^`report.results`: {folder}/broken.json must hold JSON"):
         load([folder])
 
 

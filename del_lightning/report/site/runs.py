@@ -93,7 +93,7 @@ def load(places: Sequence[str | Path], leave_out: Path | None = None) -> Found:
     read: dict[Path, tuple[str, Board | Texts | str]] = {}
     for place in map(Path, places):
         files = {path.resolve(): name for path, name in _files(place, leave_out)}
-        read |= {path: (name, _read(path, name)) for path, name in files.items() if path not in read}
+        read |= {path: (name, _read(path)) for path, name in files.items() if path not in read}
         if not any(isinstance(read[path][1], Board) for path in files):
             reason = next((f" ({read[path][1]})" for path in files if place.is_file()), "")
             raise ConfigError(f"`report.results` must name places with leaderboards, found none in '{place}'{reason}")
@@ -113,27 +113,28 @@ def _files(place: Path, leave_out: Path | None) -> Iterator[tuple[Path, str]]:
         raise ConfigError(f"`report.results` must name existing folders or JSON files, got '{place}'")
 
 
-def _read(path: Path, name: str) -> Board | Texts | str:
+def _read(path: Path) -> Board | Texts | str:
     """The record that a file holds, or the reason why it holds none."""
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
     except OSError as error:
-        raise ArtifactError(f"{name} must be readable, got: {error.strerror}") from None
+        raise ArtifactError(f"`report.results`: {path} must be readable, got: {error.strerror}") from None
     except ValueError as error:
-        raise ArtifactError(f"{name} must hold JSON, got: {error}") from None
+        raise ArtifactError(f"`report.results`: {path} must hold JSON, got: {error}") from None
     kind = _kind(content)
     if kind is None:
         return "no leaderboard"
     version = content.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
-        raise ArtifactError(f"{name} must have schema version {SCHEMA_VERSION}, got {version!r}")
+        raise ArtifactError(f"`report.results`: {path} must have schema version {SCHEMA_VERSION}, got {version!r}")
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"{name} must fit the schema of a leaderboard, got: {place}: {first['msg']}") from None
+        reason = f"{place}: {first['msg']}"
+        raise ArtifactError(f"`report.results`: {path} must fit the schema of a leaderboard, got: {reason}") from None
 
 
 def _kind(content: Any) -> type[Leaderboard] | type[NluLeaderboard] | type[TransferBoard] | type[Texts] | None:
