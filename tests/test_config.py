@@ -87,7 +87,7 @@ def test_paper_experiments_hold_the_papers_hyper_parameters(dataset: str) -> Non
 
 def test_the_trainer_takes_lightnings_short_names() -> None:
     found = composed("trainer.accelerator=gpu", "trainer.precision=32").trainer
-    assert (found.accelerator, found.precision) == ("cuda", "32-true")
+    assert (found.accelerator, found.precision) == ("gpu", "32-true")
     assert composed("trainer.precision=bf16").trainer.precision == "bf16-mixed"
 
 

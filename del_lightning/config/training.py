@@ -118,9 +118,8 @@ class TrainerConfig:
     """Training steps between two measurements of the attack success rate; 0 turns them off."""
 
     def __post_init__(self) -> None:
-        self.accelerator = {"gpu": "cuda"}.get(self.accelerator, self.accelerator)
         self.precision = {"32": "32-true", "bf16": "bf16-mixed"}.get(self.precision, self.precision)
-        one_of("trainer.accelerator", self.accelerator, ("auto", "cuda", "cpu"))
+        one_of("trainer.accelerator", self.accelerator, ("auto", "cuda", "gpu", "cpu"))
         one_of("trainer.precision", self.precision, PRECISIONS)
         one_of("trainer.strategy", self.strategy, STRATEGIES)
         for key in ("devices", "num_nodes", "accumulate_grad_batches", "checkpoint_every", "log_every"):

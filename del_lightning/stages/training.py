@@ -34,8 +34,10 @@ def pick_device(config: TrainerConfig) -> torch.device:
     Raises:
         ConfigError: CUDA is asked for and there is none.
     """
-    if config.accelerator == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("`trainer.accelerator` must be auto or cpu on a machine without CUDA, got 'cuda'")
+    if config.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"`trainer.accelerator` must be auto or cpu on a machine without CUDA, got {config.accelerator!r}"
+        )
     cuda = config.accelerator != "cpu" and torch.cuda.is_available()
     if cuda and config.devices > torch.cuda.device_count():
         raise ConfigError(
