@@ -25,6 +25,12 @@ USER_ERROR = 2
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
+OPTIONS = (
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info"),
+)
+"""Hydra's own."""
+
 
 def config_folder() -> Path:
     """Folder of the YAML files: ``conf/`` of a checkout, or the copy inside an installed package."""
@@ -67,6 +73,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     ranks.silence_followers()
+    if dashed := next((word for word in sys.argv[1:] if _is_dashed_setting(word)), None):
+        _exit(f"settings are written key=value, without --, got {dashed!r}")
     register_schemas()
     application = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(_run_or_exit)
     try:
@@ -87,6 +95,11 @@ def main() -> None:
 def _typed(key: str, default: str) -> str:
     """What the command line sets a setting to, the last time that it does."""
     return next((word.partition("=")[2] for word in reversed(sys.argv) if word.startswith(f"{key}=")), default)
+
+
+def _is_dashed_setting(word: str) -> bool:
+    """Whether a word looks like an option and is none; Hydra would take the beginning of one for the whole."""
+    return word.startswith("--") and word.partition("=")[0] not in OPTIONS
 
 
 def _run_or_exit(settings: DictConfig) -> None:
@@ -115,6 +128,13 @@ def explain(error: BaseException) -> str:
     cause = " ".join(str(error.__cause__).split()) if error.__cause__ else ""
     if unknown := re.search(r"Key '(\S+)' (?:is )?not in '(\w+)'", f"{text} {cause}"):
         return _unknown_key(unknown[1], unknown[2])
+    if listed := re.search(r"Invalid value assigned: \w+ is not a ListConfig.* full_key: (\S+)", f"{text} {cause}"):
+        given = re.search(r"override \S+?=(.*?)(?: Invalid value|$)", text)
+        value = _typed(listed[1], "a single value") if given is None else given[1].strip()
+        return f"`{listed[1]}` must be a list such as [{value}], got {value}"
+    if launcher := re.search(r"Could not find 'hydra/launcher/(ray|submitit_\w+)'", text):
+        extra = "ray" if launcher[1] == "ray" else "slurm"
+        return f"`hydra/launcher={launcher[1]}` needs an extra that is missing: pip install 'del-lightning[{extra}]'"
     if group := re.search(r"Could not find '(\w+)/(\S+?)'", text):
         folder = config_folder() / group[1]
         options = ", ".join(sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml")))

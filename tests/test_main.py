@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,27 @@ WRONG = {
     "experiment=cpu/nope": "`experiment=cpu/nope` is unknown",
     "evaluate.seed=1": "`evaluate.seed` is not a setting; valid ones under `evaluate`: encoder, pooling, seeds,",
     "nope=1": "`nope` is not a setting; valid ones under `the top level`: title, schedule, seed,",
-    "data.split_ratio=0.5": "(at `data.split_ratio`)",
+    "data.split_ratio=0.5": "`data.split_ratio` must be a list such as [0.5], got 0.5",
+    "targets=0.1": "`targets` must be a list such as [0.1], got 0.1",
+    "report.results=a/b": "`report.results` must be a list such as [a/b], got a/b",
+    "-m seed=1,2 targets=0.1": "`targets` must be a list such as [0.1], got 0.1",
+    "--experiment=quickstart": "settings are written key=value, without --, got '--experiment=quickstart'",
+    "seed=1 --mechanism.bits 2": "settings are written key=value, without --, got '--mechanism.bits'",
+    "hydra/launcher=submitit_none": "pip install 'del-lightning[slurm]'",
+    "methods=[mean,mean]": "`methods` must be a list without repeats, got ['mean', 'mean']",
+    "targets=[0.1,0.1]": "`targets` must be a list without repeats, got [0.1, 0.1]",
+    "title=": "`title` must be a non-empty line, got ''",
     "methods=[gaussian]": "`methods` must be one of clean, mean, random, projection, ",
     "mechanism.bits": "missing EQUAL",
     "model.name=./nope": "`model.name` must be an existing folder, got './nope'",
 }
+
+
+@pytest.mark.skipif(find_spec("hydra_plugins.hydra_ray_launcher") is not None, reason="Ray's launcher is installed")
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(run: Run) -> None:
+    done = run("-m", "hydra/launcher=ray", "seed=1,2")
+    assert_one_line(done, "`hydra/launcher=ray` needs an extra that is missing: pip install 'del-lightning[ray]'")
+
 
 NOT_WRITABLE = ("/proc/nope", "file", "file/deeper", "x" * 300)
 
@@ -90,6 +107,7 @@ def test_looking_whether_a_folder_can_be_written_leaves_nothing(tmp_path: Path) 
 WRONG_BEHIND_A_GOOD_MODEL = {
     "data.root=nope": "`data.root` must be an existing folder, got 'nope'",
     "codec.corpus=lee evaluate.encoder=./nope": "`evaluate.encoder` must be a packaged asset, a folder or a hub id",
+    "experiment=cpu/ptb data.root=null data.name=lee": "`codec.corpus` 'c4' needs `data.root` (now null)",
     "codec.corpus=lee targets=[]": "`targets` must hold a success rate to which del are calibrated, got []",
 }
 

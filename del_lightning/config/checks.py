@@ -5,6 +5,7 @@ Each raises a ConfigError that names the key, what was expected and what was giv
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -43,6 +44,11 @@ def web_address(key: str, value: str) -> None:
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     """One of the names that there are."""
     require(value in choices, key, "one of " + ", ".join(choices), value)
+
+
+def distinct(key: str, value: Sequence[object]) -> None:
+    """No entry twice."""
+    require(len(set(value)) == len(value), key, "a list without repeats", value)
 
 
 def writable_folder(key: str, value: str) -> None:

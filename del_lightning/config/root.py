@@ -7,7 +7,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from del_lightning.config.baselines import BaselineConfig
-from del_lightning.config.checks import at_least, one_of, ratio_range, require
+from del_lightning.config.checks import at_least, distinct, one_of, ratio_range, require
 from del_lightning.config.judging import AccountConfig, AttackConfig, EvaluateConfig, ReportConfig, TransferConfig
 from del_lightning.config.names import CORPORA, DEFAULT_METHODS, MATCHINGS, METHODS
 from del_lightning.config.nlu import NluConfig
@@ -127,6 +127,9 @@ class Config:
     publish: PublishConfig = field(default_factory=PublishConfig)
 
     def __post_init__(self) -> None:
+        require(bool(self.title.strip()), "title", "a non-empty line", self.title)
+        for key in ("methods", "soft_prompts", "targets", "matching"):
+            distinct(key, getattr(self, key) or ())
         require(len(self.methods) > 0, "methods", "a non-empty list", self.methods)
         for method in self.methods:
             one_of("methods", method, METHODS)
