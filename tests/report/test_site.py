@@ -139,7 +139,7 @@ def test_a_second_site_has_the_same_bytes_and_replaces_the_first(tmp_path: Path)
         return {path.relative_to(home.parent).as_posix(): path.read_bytes() for path in home.parent.rglob("*.html")}
 
     first = content()
-    (tmp_path / "site" / "left.html").write_text("of an earlier site")
+    (tmp_path / "site" / "runs" / "left.html").write_text("of an earlier site")
     assert content() == first
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
