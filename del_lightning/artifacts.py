@@ -58,7 +58,7 @@ def write_json(path: Path, value: BaseModel | Mapping[str, Any] | list[Any]) -> 
 
 def write_text(path: Path, text: str) -> None:
     """Write text atomically (temporary file in the same folder, then rename)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # one of SCRATCH: a kill may leave it
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 

@@ -35,6 +35,22 @@ def nothing(folder: Path) -> Outcome:
     return Outcome()
 
 
+def test_what_a_kill_left_of_writing_a_file_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def build(folder: Path) -> Outcome:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                write_json(folder / "entries.json", {})
+        assert len([path for path in folder.iterdir() if "entries" in path.name]) == 1
+        return Outcome()
+
+    made = store(tmp_path).get("part", DETERMINED_BY, build)
+    assert sorted(path.name for path in made.folder.iterdir()) == ["config.yaml", "result.json"]
+
+
 def test_key_is_stable_and_ignores_the_order_of_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifacts, "CODE_VERSION", 1)
     # Written down: a key that moves by accident would orphan every artefact on every disk.
