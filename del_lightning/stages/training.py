@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from rich import print as rprint
 
 from del_lightning import ranks
 from del_lightning.artifacts import write_text
@@ -147,6 +148,10 @@ class _LastCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, every: int, validate_every: int) -> None:
         self.path, self.every, self.validate_every = folder / f"last{EXTENSION}", every, validate_every
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step and trainer.is_global_zero:
+            rprint(f"continuing from step {trainer.global_step} of {trainer.max_steps}")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int

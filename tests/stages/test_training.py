@@ -16,13 +16,13 @@ from torch import Tensor
 from del_lightning.callbacks import AttackMonitor, CommunicationMonitor, PrivacyMonitor
 from del_lightning.config import AdapterConfig, CodecConfig, PromptConfig, TrainerConfig
 from del_lightning.data import Batch
-from del_lightning.errors import ArtifactError
+from del_lightning.errors import ArtifactError, ConfigError
 from del_lightning.llm import FrozenLLM
 from del_lightning.modules import CodecTraining, PromptTuning, low_rank_adapter
 from del_lightning.modules.adapter import LowRankAdapter
 from del_lightning.prompt import WEIGHTS_FILE
 from del_lightning.split import SplitModel
-from del_lightning.stages.training import Fit, _take_best, determined_by, fit
+from del_lightning.stages.training import Fit, _take_best, determined_by, fit, pick_device
 from tests.modules.factory import data_for, split_for
 
 Factory = Callable[..., FrozenLLM]
@@ -142,6 +142,13 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     assert_equal(train(llm, tmp_path, config), uninterrupted(part))
 
 
+@pytest.mark.parametrize("word", ["cuda", "gpu"])
+def test_a_device_that_is_not_there_is_called_as_the_user_did(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=rf"`trainer.accelerator` must be auto or cpu .*, got '{word}'"):
+        pick_device(TrainerConfig(accelerator=word))
+
+
 def test_a_run_may_be_killed_twice(tiny_llm: Factory, tmp_path: Path, uninterrupted: Callable[[str], Trained]) -> None:
     for step in (5, 9):
         with pytest.raises(Killed):
@@ -149,7 +156,9 @@ def test_a_run_may_be_killed_twice(tiny_llm: Factory, tmp_path: Path, uninterrup
     assert_equal(train(tiny_llm(), tmp_path), uninterrupted("prompt"))
 
 
-def test_what_was_trained_before_the_kill_is_not_trained_again(tiny_llm: Factory, tmp_path: Path) -> None:
+def test_what_was_trained_before_the_kill_is_not_trained_again(
+    tiny_llm: Factory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Count(L.Callback):
         steps = 0
 
@@ -158,9 +167,11 @@ def test_what_was_trained_before_the_kill_is_not_trained_again(tiny_llm: Factory
 
     with pytest.raises(Killed):
         train(tiny_llm(), tmp_path, extra=(KillAt(7, "before"),))
+    assert "continuing" not in capsys.readouterr().out
     count = Count()
     train(tiny_llm(), tmp_path, extra=(count,))
     assert count.steps == 12 - 6
+    assert capsys.readouterr().out.count("continuing from step 6 of 12\n") == 1
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["plain", "recomputed layers"])
