@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LACKING = r"existing folder|hub|CUDA|GPU|devices|of memory|GiB|stage=export wrote|login on this machine"
 """What a check may miss on this machine."""
+COUNTS = ("--nodes", "--ntasks-per-node", "--nproc-per-node")
+"""Options of launchers, as pages write them, that say how many processes there are."""
 
 
 def commands(page: Path) -> Iterator[str]:
@@ -53,9 +55,21 @@ def test_pages_have_commands() -> None:
 def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline_hub: None) -> None:
     words = shlex.split(command)
     if "del_lightning" in words:
+        for name, value in launcher(words).items():
+            monkeypatch.setenv(name, value)
         start(words[words.index("del_lightning") + 1 :], tmp_path, monkeypatch)
     else:
         OTHERS[Path(words[0]).name](words)
+
+
+def launcher(words: list[str]) -> dict[str, str]:
+    """What tells a process how many srun or torchrun have started: a launch of another size than the settings fails."""
+    number = {option: int(words[words.index(option) + 1]) for option in words if option in COUNTS}
+    if words[0] == "srun":
+        return {"SLURM_NTASKS": str(number["--nodes"] * number["--ntasks-per-node"]), "SLURM_JOB_NAME": "train"}
+    if words[0] == "torchrun":
+        return {"WORLD_SIZE": str(number["--nproc-per-node"]), "TORCHELASTIC_RUN_ID": "one"}
+    return {}
 
 
 def start(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
