@@ -89,7 +89,7 @@ def make_stand(llm: FrozenLLM, root: Path, mus: Sequence[float] = MUS) -> Stand:
     texts = {"train": sentences(0, 12), "validation": sentences(1, 6), "test": sentences(2, 4)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEL_LIGHTNING_CACHE", str(root / "cache"))
-        patch.setattr(workspace, "load_corpus", lambda name, _root: Corpus(name, "made up", texts.__getitem__))
+        patch.setattr(workspace, "load_corpus", lambda name, *_: Corpus(name, "made up", texts.__getitem__))
         for mu in mus:
             config.mechanism = MechanismConfig(bits=3, mu=mu)
             export.run(Workspace(config))

@@ -66,7 +66,7 @@ def patch(tmp_path_factory: pytest.TempPathFactory) -> pytest.MonkeyPatch:
     texts = {"train": sentences(0, 12), "validation": sentences(1, 6), "test": sentences(2, 4)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEL_LIGHTNING_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(workspace, "load_corpus", lambda name, root: Corpus(name, "made up", texts.__getitem__))
+        patch.setattr(workspace, "load_corpus", lambda name, *_: Corpus(name, "made up", texts.__getitem__))
         yield patch
 
 

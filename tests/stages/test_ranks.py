@@ -176,12 +176,20 @@ def test_a_training_ends_when_it_is_told_to(
     """As ``timeout``, a terminal and a cluster send it: to all processes at once."""
     config = config_of(model, encoder, tmp_path / "out", "ddp")
     command = [*command_line(config), f"trainer.devices={devices}", "prompt.steps=100000", "prompt.validate_every=1000"]
+    # A shell that starts the tests in the background has its children ignore Ctrl-C.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=tmp_path, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
         )
+    signal.signal(signal.SIGINT, usual)
     prompts = tmp_path / "out" / "prompt"
-    kill_when(process, lambda: any(prompts.glob("*.partial/last.ckpt.safetensors")), sent)
+    try:
+        kill_when(process, lambda: any(prompts.glob("*.partial/last.ckpt.safetensors")), sent)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     assert process.returncode == (-sent if sent == signal.SIGTERM else INTERRUPTED)
     if sent == signal.SIGINT:
         assert "interrupted: the same command goes on from what is done" in (tmp_path / "log").read_text()
