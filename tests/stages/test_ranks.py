@@ -184,12 +184,21 @@ def test_a_training_ends_when_it_is_told_to(
         )
     signal.signal(signal.SIGINT, usual)
     prompts = tmp_path / "out" / "prompt"
+    seen = 0
+
+    def trains() -> bool:
+        nonlocal seen
+        reached = any(prompts.glob("*.partial/last.ckpt.safetensors"))
+        seen = len(children(str(tmp_path))) if reached else 0
+        return reached
+
     try:
-        kill_when(process, lambda: any(prompts.glob("*.partial/last.ckpt.safetensors")), sent)
+        kill_when(process, trains, sent)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+    assert seen == devices  # or that none is left would say nothing
     assert process.returncode == (-sent if sent == signal.SIGTERM else INTERRUPTED)
     if sent == signal.SIGINT:
         assert "interrupted: the same command goes on from what is done" in (tmp_path / "log").read_text()
@@ -239,7 +248,8 @@ def test_a_launch_is_as_large_as_the_settings_say(
 
 def children(text: str) -> list[str]:
     """Processes that still run with ``text`` on their command line."""
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    command = ["ps", "-ww", "-eo", "args"]  # whole lines, also where something set the terminal's width
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in listed if text in line and "del_lightning" in line]
 
 
