@@ -73,22 +73,6 @@ class _StepBar(RichProgressBar):
         return "training step".ljust(len(self.validation_description))
 
 
-class _EndAtOnce(L.Callback):
-    """On SIGTERM a training ends as the program would without Lightning, whose handler waits for the other ranks.
-
-    They wait for this one elsewhere, so that none of them would ever end. There is nothing to save: a run goes on from
-    its last checkpoint wherever it was killed.
-    """
-
-    def __init__(self) -> None:
-        self.handler = signal.getsignal(signal.SIGTERM)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Lightning has set its own by now.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.handler)
-
-
 class _Stopwatch(L.Callback):
     """Leaves the time spent beside the checkpoints, so that a resumed run reports the sum."""
 
@@ -203,10 +187,11 @@ def fit(
             module,
             config,
             folder,
-            callbacks=[_EndAtOnce(), *callbacks, history, _Stopwatch(folder), start, best, last, *extra],
+            callbacks=[*callbacks, history, _Stopwatch(folder), start, best, last, *extra],
             logger=logger,
             precision="32-true" if full_precision else config.precision,
         )
+        _leave_sigterm(trainer)
         with _interruptible():
             trainer.fit(module, data, ckpt_path=last.path if last.path.exists() else None)
     score = _take_best(module, best, folder)
@@ -281,6 +266,23 @@ EXPECTED = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6's own call
 )
 """Warnings of Lightning that say nothing new about a run of ours."""
+
+
+def _leave_sigterm(trainer: L.Trainer) -> None:
+    """On SIGTERM a training ends as the program would without Lightning, whose handler waits for the other ranks.
+
+    They wait for this one elsewhere, so that none of them would ever end. There is nothing to save: a run goes on from
+    its last checkpoint wherever it was killed. A callback would be late: ranks wait before its first hook.
+    """
+    connector, handler = trainer._signal_connector, signal.getsignal(signal.SIGTERM)
+    register = connector.register_signal_handlers
+
+    def register_others() -> None:
+        register()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+    connector.register_signal_handlers = register_others  # type: ignore[method-assign]
 
 
 @contextmanager

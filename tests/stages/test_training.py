@@ -1,6 +1,7 @@
 """A run that is killed anywhere and started again ends with the very numbers of a run that was not."""
 
 import math
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -265,6 +266,19 @@ def test_time_of_killed_attempts_is_left_for_the_record(tiny_llm: Factory, tmp_p
     train(tiny_llm(), tmp_path)
     # The last attempt is timed by whoever called.
     assert float((tmp_path / "seconds.txt").read_text()) == after_two
+
+
+def test_sigterm_is_never_lightnings(tiny_llm: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even before the first step, where ranks wait for each other too."""
+    before, seen, inner = signal.getsignal(signal.SIGTERM), list[object](), L.Trainer._run_stage
+
+    def run_stage(trainer: L.Trainer) -> object:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        return inner(trainer)
+
+    monkeypatch.setattr(L.Trainer, "_run_stage", run_stage)
+    train(tiny_llm(), tmp_path)
+    assert [*seen, signal.getsignal(signal.SIGTERM)] == [before, before]
 
 
 def test_a_run_that_lost_its_best_validation_says_so(tmp_path: Path) -> None:
