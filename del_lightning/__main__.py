@@ -112,7 +112,8 @@ def _run_or_exit(settings: DictConfig) -> None:
     except (DelError, OmegaConfBaseException) as error:
         _exit(explain(error))
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from what is done", file=sys.stderr)
+        if ranks.is_first():
+            print("interrupted: the same command goes on from what is done", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

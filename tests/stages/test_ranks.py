@@ -201,7 +201,8 @@ def test_a_training_ends_when_it_is_told_to(
     assert seen == devices  # or that none is left would say nothing
     assert process.returncode == (-sent if sent == signal.SIGTERM else INTERRUPTED)
     if sent == signal.SIGINT:
-        assert "interrupted: the same command goes on from what is done" in (tmp_path / "log").read_text()
+        said = (tmp_path / "log").read_text()
+        assert said.count("interrupted: the same command goes on from what is done") == 1  # rank 0 speaks for all
     limit = time.monotonic() + 30
     while children(str(tmp_path)):
         assert time.monotonic() < limit
