@@ -69,7 +69,9 @@ def _check_generation(workspace: Workspace) -> None:
     if config.adapter.rank:
         check_peft()
     workspace.check_memory()
-    for setting, corpus in {"data.name": config.data.name, "codec.corpus": config.codec.corpus}.items():
+    corpora = {config.data.name: "data.name"}
+    corpora.setdefault(config.codec.corpus, "codec.corpus")
+    for corpus, setting in corpora.items():
         check_corpus(corpus, config.data.root, setting)
     check_encoder(config.evaluate.encoder)
     _check_attacks(config)

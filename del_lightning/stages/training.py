@@ -194,10 +194,7 @@ def fit(
         _leave_sigterm(trainer)
         with _interruptible():
             trainer.fit(module, data, ckpt_path=last.path if last.path.exists() else None)
-    score = _take_best(module, best, folder)
-    if start.score is not None and start.score <= score:
-        module.load_state_dict(start.weights, strict=False)
-        score = start.score
+    score = _take_start(module, start, _take_best(module, best, folder))
     # Lightning leaves everything, the shared language model too, on the CPU.
     module.to(home)
     if not trainer.is_global_zero:
@@ -257,6 +254,14 @@ def _take_best(module: FrozenBackboneModule, best: ModelCheckpoint, folder: Path
     checkpoint = SafetensorsIO().load_checkpoint(best.best_model_path)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     return float(best.best_model_score)
+
+
+def _take_start(module: FrozenBackboneModule, start: _Start, score: float) -> float:
+    """Give the module back what it started with, where that counts and training gained nothing; returns the score."""
+    if start.score is None or start.score > score:
+        return score
+    module.load_state_dict(start.weights, strict=False)
+    return start.score
 
 
 EXPECTED = (
