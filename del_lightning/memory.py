@@ -7,8 +7,8 @@ content, and what autograd would keep for the backward pass is added up.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -43,6 +43,7 @@ class MemoryPlan:
         table: Embeddings of the whole vocabulary in float32.
         context: Taken by the device's own libraries.
         available: Free on each device now.
+        width: Of a token's embedding.
         trained: Weights, gradients and Adam's two moments of a denoiser or adapter; those of a soft prompt and a codec
             are too small to count.
     """
@@ -53,6 +54,7 @@ class MemoryPlan:
     table: int
     context: int
     available: int
+    width: int = 0
     trained: int = 0
 
     @property
@@ -113,21 +115,73 @@ def plan(config: Config, architecture: PreTrainedConfig, device: torch.device) -
         device: One of those that train.
     """
     trainer = config.trainer
-    with FakeTensorMode(), quiet():
-        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            architecture, dtype=getattr(torch, config.model.dtype)
-        )
-        model.requires_grad_(False)
-        recompute = trainer.activation_checkpointing
-        activations, trained = max((_taken(model, one, recompute=recompute) for one in _trainings(config)), key=sum)
-    whole, together = _bytes(model), trainer.devices * trainer.num_nodes
+    model = _Model(architecture.to_json_string(use_diff=False), config.model.dtype, architecture)
+    found = _measured(model, tuple(_trainings(config)), recompute=trainer.activation_checkpointing)
+    together = trainer.devices * trainer.num_nodes
     return MemoryPlan(
-        weights=_spread(model, together) if together > 1 and trainer.strategy == "fsdp" else whole,
-        whole=whole,
-        activations=activations,
-        table=4 * _table(model).numel(),
+        weights=found.spread(together) if together > 1 and trainer.strategy == "fsdp" else found.whole,
+        whole=found.whole,
+        activations=found.activations,
+        table=4 * found.table,
         context=CONTEXT if device.type == "cuda" else 0,
         available=_available(device) // (1 if device.type == "cuda" else trainer.devices),
+        width=found.width,
+        trained=found.trained,
+    )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A language model without its weights, equal to another of the same ``config.json`` and type of numbers."""
+
+    text: str
+    dtype: str
+    architecture: PreTrainedConfig = field(compare=False)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Bytes of a model and of its largest training.
+
+    Attributes:
+        whole: Parameters and buffers.
+        layers: Those of every decoder layer; None where there are none to spread.
+        table: Numbers of the embedding table.
+        width: Of a token's embedding.
+        activations: As in :class:`MemoryPlan`.
+        trained: As in :class:`MemoryPlan`.
+    """
+
+    whole: int
+    layers: tuple[int, ...] | None
+    table: int
+    width: int
+    activations: int
+    trained: int
+
+    def spread(self, devices: int) -> int:
+        """Bytes of one device's share: its part of every layer, two whole ones, and all that is in no layer."""
+        if self.layers is None:
+            return self.whole
+        return self.whole - sum(self.layers) + math.ceil(sum(self.layers) / devices) + 2 * max(self.layers)
+
+
+@lru_cache(maxsize=64)
+def _measured(model: _Model, trainings: tuple[_Training, ...], *, recompute: bool) -> _Measured:
+    """Takes seconds, and the jobs of a multirun mostly train alike."""
+    with FakeTensorMode(), quiet():
+        fake = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            model.architecture, dtype=getattr(torch, model.dtype)
+        )
+        fake.requires_grad_(False)
+        activations, trained = max((_taken(fake, one, recompute=recompute) for one in trainings), key=sum)
+    layers = decoder_layers(fake)
+    return _Measured(
+        whole=_bytes(fake),
+        layers=None if layers is None else tuple(_bytes(layer) for layer in layers),
+        table=_table(fake).numel(),
+        width=_table(fake).shape[1],
+        activations=activations,
         trained=trained,
     )
 
@@ -140,6 +194,8 @@ def check(config: Config, architecture: PreTrainedConfig, device: torch.device) 
     """
     found = plan(config, architecture, device)
     if found.training > found.available:
+        if device.type == "cpu":
+            _check_processes(config, architecture, found)
         raise ConfigError(
             f"`model.name` must fit on each device: {config.model.name} needs {_gib(found.training)} to train "
             f"({found.parts}), got {_gib(found.available)} free; {_advice(config)}"
@@ -153,6 +209,22 @@ def check(config: Config, architecture: PreTrainedConfig, device: torch.device) 
     if not found.fits_alone and device.type == "cuda" and ranks.local_rank() == 0:
         _check_main_memory(config, found)
     return found
+
+
+def _check_processes(config: Config, architecture: PreTrainedConfig, found: MemoryPlan) -> None:
+    """The processes of a CPU share its memory, which fewer of them may have enough of."""
+    cpu, devices = torch.device("cpu"), config.trainer.devices
+
+    def fits(fewer: int) -> bool:
+        one = plan(replace(config, trainer=replace(config.trainer, devices=fewer)), architecture, cpu)
+        return one.training <= one.available
+
+    most = next((fewer for fewer in range(_available(cpu) // found.training, 0, -1) if fits(fewer)), 0)
+    if 0 < most < devices:
+        raise ConfigError(
+            f"`trainer.devices` must be at most {most}, the processes that this machine has memory for: each needs "
+            f"{_gib(found.training)} ({found.parts}) of {_gib(_available(cpu))} free, got {devices}"
+        )
 
 
 def _check_main_memory(config: Config, found: MemoryPlan) -> None:
@@ -306,15 +378,6 @@ def _trainings(config: Config) -> Iterator[_Training]:
         yield _Training(prompt.batch_size, prompt.virtual_tokens + config.data.train_tokens, rank=config.adapter.rank)
     if config.codec.steps:
         yield _Training(config.codec.batch_size, config.codec.sequence_tokens)
-
-
-def _spread(model: nn.Module, devices: int) -> int:
-    """Bytes of one device's share: its part of every layer, two whole ones, and all that is in no layer."""
-    layers = decoder_layers(model)
-    if layers is None:
-        return _bytes(model)
-    sizes = [_bytes(layer) for layer in layers]
-    return _bytes(model) - sum(sizes) + math.ceil(sum(sizes) / devices) + 2 * max(sizes)
 
 
 def _bytes(module: nn.Module) -> int:

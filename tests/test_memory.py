@@ -167,6 +167,33 @@ def test_a_spread_model_must_fit_the_main_memory_of_all_processes(monkeypatch: p
     assert memory.check(config, QWEN_7B, torch.device("cuda")) is spread
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_too_many_processes_of_a_cpu_are_named(
+    monkeypatch: pytest.MonkeyPatch, tiny_llm: Factory, strategy: str
+) -> None:
+    architecture = tiny_llm(layers=4, hidden=64).model.config
+    one = plan(Config(), architecture, CPU).training / GIB
+    with_memory(monkeypatch, 5.5 * one)
+    config = Config(trainer=TrainerConfig(devices=200, strategy=strategy))
+    with pytest.raises(ConfigError, match=r"`trainer.devices` must be at most 5, .* each needs .* free, got 200"):
+        memory.check(config, architecture, CPU)
+    with_memory(monkeypatch, 0.5 * one)  # not even one
+    with pytest.raises(ConfigError, match=r"`model.name` must fit on each device"):
+        memory.check(config, architecture, CPU)
+
+
+def test_what_trains_alike_is_worked_out_once(monkeypatch: pytest.MonkeyPatch, tiny_llm: Factory) -> None:
+    architecture, took = tiny_llm(layers=3, hidden=64).model.config, memory._taken
+    asked: list[object] = []
+    monkeypatch.setattr(memory, "_taken", lambda *args, **more: (asked.append(args), took(*args, **more))[1])
+    with_memory(monkeypatch, 24)
+    first = plan(Config(seed=1, prompt=PromptConfig(batch_size=3)), architecture, CPU)
+    trainings = len(asked)
+    assert plan(Config(seed=2, prompt=PromptConfig(batch_size=3)), architecture, CPU) == first
+    assert len(asked) == trainings > 0
+    assert plan(Config(prompt=PromptConfig(batch_size=30)), architecture, CPU).training > first.training
+
+
 def test_a_plan_adds_up() -> None:
     found = MemoryPlan(weights=1, whole=10, activations=20, table=300, context=4000, available=4311)
     assert (found.training, found.alone) == (4321, 4310)
