@@ -8,6 +8,7 @@ program from its start and find all earlier artefacts finished.
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from del_lightning.errors import ArtifactError, ConfigError
@@ -42,16 +43,44 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
 
 
-def launched() -> tuple[str, int] | None:
-    """Who started this process and its peers, and how many there are; None where Lightning starts them or nobody did.
+@dataclass(frozen=True)
+class Launch:
+    """What started this process and its peers.
+
+    Attributes:
+        by: torchrun or SLURM.
+        processes: All of them.
+        each: Of one machine; None where the launcher does not say.
+        machines: None where the launcher does not say.
+        started: How many it really started; SLURM gives its whole job's number to a lone process of a batch script too.
+    """
+
+    by: str
+    processes: int
+    each: int | None
+    machines: int | None
+    started: int
+
+
+def launched() -> Launch | None:
+    """The launcher of this process; None where Lightning starts the others or nobody did.
 
     As Lightning finds it: a shell inside a SLURM allocation starts one process, whatever the allocation may hold.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "torchrun", int(os.environ["WORLD_SIZE"])
+        processes = int(os.environ["WORLD_SIZE"])
+        return Launch("torchrun", processes, _number("LOCAL_WORLD_SIZE"), _number("GROUP_WORLD_SIZE"), processes)
     if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        return "SLURM", int(os.environ["SLURM_NTASKS"])
+        processes = int(os.environ["SLURM_NTASKS"])
+        in_step = "SLURM_STEP_ID" in os.environ  # which srun makes
+        started = _number("SLURM_STEP_NUM_TASKS") or processes if in_step else 1
+        return Launch("SLURM", processes, _number("SLURM_NTASKS_PER_NODE"), _number("SLURM_NNODES"), started)
     return None
+
+
+def _number(variable: str) -> int | None:
+    value = os.environ.get(variable)
+    return None if value is None else int(value)
 
 
 def check_launch(devices: int, num_nodes: int) -> None:
@@ -62,19 +91,36 @@ def check_launch(devices: int, num_nodes: int) -> None:
         num_nodes: ``trainer.num_nodes``, 1 or more.
 
     Raises:
-        ConfigError: A launcher started another number of processes, or several machines are asked for and nothing
-            starts processes on them.
+        ConfigError: A launcher started another number of processes, all together or on each machine, or several
+            machines are asked for and nothing starts processes on them.
     """
     found = launched()
     if found is None:
         named = [key for key in (*RANK_VARIABLES, "NODE_RANK", "GROUP_RANK") if key in os.environ]
         if num_nodes > 1 and not named:
             raise ConfigError(f"`trainer.num_nodes` must be 1 unless srun or torchrun starts the run, got {num_nodes}")
-    elif found[1] != devices * num_nodes:
+        return
+    if found.started != found.processes:  # Lightning would wait for the others for ever
+        raise ConfigError(
+            f"a SLURM job of {found.processes} tasks must start them with srun, got {found.started} process(es) "
+            "without it: put srun in front of the command, or submit one task (--ntasks=1)"
+        )
+    if found.processes != devices * num_nodes:
         raise ConfigError(
             "`trainer.devices` × `trainer.num_nodes` must be the number of processes that "
-            f"{found[0]} started, {found[1]}, got {devices} × {num_nodes}"
+            f"{found.by} started, {found.processes}, got {devices} × {num_nodes}"
         )
+    if found.processes > 1:
+        _check_machines(found, devices, num_nodes)
+
+
+def _check_machines(found: Launch, devices: int, num_nodes: int) -> None:
+    if found.by == "SLURM" and found.each is None:  # Lightning takes no other way to say it
+        raise ConfigError(f"srun and sbatch must be given --ntasks-per-node={devices}, got --ntasks={found.processes}")
+    for key, expected, given in (("devices", found.each, devices), ("num_nodes", found.machines, num_nodes)):
+        if expected not in (None, given):
+            what = "processes on each machine" if key == "devices" else "machines"
+            raise ConfigError(f"`trainer.{key}` must be the number of {what} by {found.by}, {expected}, got {given}")
 
 
 def launch_name() -> str:
@@ -83,10 +129,11 @@ def launch_name() -> str:
     torchrun and SLURM number their launches, a job that SLURM puts back into its queue by a count of its own; what
     Lightning starts are children of rank 0.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    launch = launched()
+    if launch is not None and launch.by == "torchrun":
         names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
         return "-".join(os.environ.get(name, "") for name in names)
-    if "SLURM_PROCID" in os.environ:
+    if launch is not None:
         return "-".join(os.environ.get(name, "") for name in _SLURM_LAUNCH)
     return str(os.getpid() if is_first() else os.getppid())
 
@@ -118,5 +165,5 @@ def wait() -> None:
             under ``--kill-on-bad-exit``.
     """
     time.sleep(POLL_SECONDS)
-    if os.getppid() != _STARTER and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ:
+    if os.getppid() != _STARTER and launched() is None:
         raise ArtifactError(f"rank {rank()} waits for what rank 0 makes, and rank 0 has ended")

@@ -66,9 +66,12 @@ def launcher(words: list[str]) -> dict[str, str]:
     """What tells a process how many srun or torchrun have started: a launch of another size than the settings fails."""
     number = {option: int(words[words.index(option) + 1]) for option in words if option in COUNTS}
     if words[0] == "srun":
-        return {"SLURM_NTASKS": str(number["--nodes"] * number["--ntasks-per-node"]), "SLURM_JOB_NAME": "train"}
+        counts = {"SLURM_NNODES": number["--nodes"], "SLURM_NTASKS_PER_NODE": number["--ntasks-per-node"]}
+        counts["SLURM_NTASKS"] = number["--nodes"] * number["--ntasks-per-node"]
+        return {"SLURM_JOB_NAME": "train", "SLURM_STEP_ID": "0"} | {name: str(count) for name, count in counts.items()}
     if words[0] == "torchrun":
-        return {"WORLD_SIZE": str(number["--nproc-per-node"]), "TORCHELASTIC_RUN_ID": "one"}
+        each = str(number["--nproc-per-node"])
+        return {"WORLD_SIZE": each, "LOCAL_WORLD_SIZE": each, "TORCHELASTIC_RUN_ID": "one"}
     return {}
 
 
@@ -76,14 +79,16 @@ def start(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -
     """Run ``python -m del_lightning`` up to where the work begins."""
     (folder / "data").mkdir()
     monkeypatch.chdir(folder)
-    for name in ("HYDRA_FULL_ERROR", "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY"):
+    for name in ("HYDRA_FULL_ERROR", "DEL_LIGHTNING_TRACEBACKS", "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY"):
         monkeypatch.setenv(name, "")  # main() sets them; monkeypatch puts them back
         monkeypatch.delenv(name)
     begun: list[str] = []
+    looked: list[Workspace] = []
     check = checks.check
 
     def check_here(workspace: Workspace) -> None:
-        if begun:  # a job of a sweep after the first: its settings are read and validated, which takes the least time
+        looked.append(workspace)
+        if len(looked) > 1:  # a job of a sweep after the first: its settings are read, which takes the least time
             return
         try:
             check(workspace)

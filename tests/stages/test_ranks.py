@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from del_lightning import ranks
 from del_lightning.__main__ import INTERRUPTED
 from del_lightning.artifacts import read_result
 from del_lightning.config import Config, ModelConfig, TrainerConfig
@@ -218,33 +217,6 @@ def test_processes_that_do_not_know_of_each_other_are_refused(model: Path, encod
     expected = "must be the number of processes that torchrun started, 2, got 1 × 1"
     assert expected in done.stderr
     assert not any((tmp_path / "out").glob("*/*"))
-
-
-@pytest.mark.parametrize(
-    ("environment", "devices", "num_nodes", "refused"),
-    [
-        ({}, 2, 1, ""),  # Lightning starts the others
-        ({}, 1, 2, "`trainer.num_nodes` must be 1 unless srun or torchrun starts the run, got 2"),
-        ({"NODE_RANK": "0"}, 1, 2, ""),
-        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4"}, 2, 2, ""),
-        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, 4, 1, r"torchrun started, 2, got 4 × 1"),
-        ({"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "train"}, 4, 2, ""),
-        ({"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "train"}, 1, 1, r"SLURM started, 8, got 1 × 1"),
-        ({"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "bash"}, 1, 1, ""),
-    ],
-)
-def test_a_launch_is_as_large_as_the_settings_say(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], devices: int, num_nodes: int, refused: str
-) -> None:
-    for name in (*ranks.RANK_VARIABLES, "TORCHELASTIC_RUN_ID", "WORLD_SIZE", "SLURM_NTASKS", "NODE_RANK", "GROUP_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    if not refused:
-        ranks.check_launch(devices, num_nodes)
-        return
-    with pytest.raises(ConfigError, match=refused):
-        ranks.check_launch(devices, num_nodes)
 
 
 def children(text: str) -> list[str]:
