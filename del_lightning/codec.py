@@ -24,6 +24,16 @@ def default_dim(hidden_size: int) -> int:
     return max(1, hidden_size // PAPER_COMPRESSION)
 
 
+def check_dim(dim: int | None, hidden_size: int) -> None:
+    """A code is no wider than an embedding; None stands for :func:`default_dim`.
+
+    Raises:
+        ConfigError: ``dim`` is not in 1..hidden_size.
+    """
+    if dim is not None and not 1 <= dim <= hidden_size:
+        raise ConfigError(f"`codec.dim` must be between 1 and the hidden size {hidden_size}, got {dim}")
+
+
 class LinearCodec(nn.Module):
     """Linear encoder and decoder with a clipping bound.
 
@@ -42,8 +52,7 @@ class LinearCodec(nn.Module):
             ConfigError: ``dim`` is not in 1..hidden_size or ``bound`` is not positive.
         """
         super().__init__()
-        if not 1 <= dim <= hidden_size:
-            raise ConfigError(f"`codec.dim` must be between 1 and the hidden size {hidden_size}, got {dim}")
+        check_dim(dim, hidden_size)
         if not bound > 0:
             raise ConfigError(f"`codec.bound` must be a positive number, got {bound}")
         self.encoder = nn.Linear(hidden_size, dim, bias=False)

@@ -7,7 +7,7 @@ import torch
 from rich import print as rprint
 
 from del_lightning.artifacts import Artifact, Outcome
-from del_lightning.codec import LinearCodec, default_dim, pca_codec
+from del_lightning.codec import LinearCodec, check_dim, default_dim, pca_codec
 from del_lightning.methods.factory import NEEDS_CODEC
 from del_lightning.modules import CodecTraining
 from del_lightning.report.schema import Estimate
@@ -24,6 +24,8 @@ def needed(ws: Workspace) -> bool:
 
 def ensure(ws: Workspace) -> Artifact:
     """Return the codec's artefact, training it if it does not exist."""
+    # Before any data: the sizes of a packaged model that was never used are not known before it is loaded.
+    check_dim(ws.config.codec.dim, ws.llm.hidden_size)
     trains = ws.config.codec.steps > 0
     return ws.store.get("codec", determined_by(ws), lambda folder: _build(ws, folder), together=trains)
 

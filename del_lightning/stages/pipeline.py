@@ -13,7 +13,7 @@ def run(ws: Workspace) -> None:
     console, start = Console(), time.perf_counter()
 
     def step(title: str) -> None:
-        console.rule(f"[bold]{title}[/] ({(time.perf_counter() - start) / 60:.1f} min)", align="left")
+        console.rule(f"[bold]{title}[/] ({duration(time.perf_counter() - start)})", align="left")
 
     if codec.needed(ws):
         step("codec")
@@ -33,3 +33,8 @@ def run(ws: Workspace) -> None:
     evaluate.run(ws)
     step("report")
     report.run(ws)
+
+
+def duration(seconds: float) -> str:
+    """Time for people: seconds below a minute."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else f"{seconds / 60:.1f} min"

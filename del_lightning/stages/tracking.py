@@ -12,6 +12,7 @@ by no others; slashes only group them into sections.
 """
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import WandbLogger
 
 from del_lightning.artifacts import Artifact
+from del_lightning.config import Config
+from del_lightning.errors import ConfigError
 from del_lightning.report.schema import Leaderboard, LeaderboardRow, NluLeaderboard, NluRow, TransferBoard
 from del_lightning.report.words import worst_attack
 
@@ -59,6 +62,29 @@ class CurveLogger(WandbLogger):
     def __init__(self, run: Any, part: str) -> None:
         run.define_metric(f"{part}/*", step_metric=STEP)
         super().__init__(experiment=run, prefix=part)
+
+
+def check_login(config: Config) -> None:
+    """What goes to W&B needs an account, which is only looked for: nothing is asked for or sent.
+
+    Raises:
+        ConfigError: Nobody is logged in to W&B on this machine, or the key has another form than keys have.
+    """
+    logger, environment = config.logger, os.environ.get("WANDB_MODE", "online")
+    if (logger.kind, logger.mode, environment) != ("wandb", "online", "online"):
+        return
+    import wandb
+
+    try:
+        if wandb.login(prompt=False, verify=False):
+            return
+        found = "no login on this machine"
+    except wandb.Error as error:
+        found = " ".join(str(error).split())
+    raise ConfigError(
+        "`logger.mode` must be offline unless W&B knows you: run `wandb login` or set WANDB_API_KEY, "
+        f"got online ({found})"
+    )
 
 
 def leaderboard_metrics(board: Leaderboard) -> dict[str, float]:

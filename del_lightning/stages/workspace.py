@@ -19,10 +19,11 @@ from del_lightning.artifacts import ArtifactStore
 from del_lightning.attacks import log_prior
 from del_lightning.bigrams import Bigrams
 from del_lightning.codebook import Codebook
-from del_lightning.codec import LinearCodec
+from del_lightning.codec import LinearCodec, check_dim
 from del_lightning.config import Config
 from del_lightning.data import GenerationDataModule, load_corpus
 from del_lightning.data.tokens import Ragged
+from del_lightning.errors import ConfigError
 from del_lightning.llm import FrozenLLM
 from del_lightning.loading import check_llm, load_llm
 from del_lightning.memory import MemoryPlan
@@ -83,12 +84,14 @@ class Workspace:
         """Find the model and work out what training takes.
 
         Raises:
-            DelError: No such device or model, or the device cannot hold it.
+            DelError: No such device or model, the device cannot hold it, or a code would be wider than its embeddings.
         """
         architecture = check_llm(self.config.model)
         device = pick_device(self.config.trainer)
         if architecture is not None:
             self.memory = memory.check(self.config, architecture, device)
+            if self.sends_codes:
+                check_dim(self.config.codec.dim, self.memory.width)
 
     @cached_property
     def device(self) -> torch.device:
@@ -206,6 +209,18 @@ class Workspace:
         return round(sum(len(prompt.private_ids) for prompt in prompts) / len(prompts))
 
     @property
+    def sends_codes(self) -> bool:
+        """Whether this configuration needs a codec."""
+        nlu = {name.partition("@")[0] for names in self.config.nlu.runs.values() for name in names}
+        match self.config.stage.name:
+            case "codec" | "export" | "publish" | "transfer":
+                return True
+            case "nlu":
+                return bool(nlu & set(NEEDS_CODEC))
+            case _:
+                return bool(set(self.config.methods) & set(NEEDS_CODEC))
+
+    @property
     def searched(self) -> set[str]:
         """Methods of the leaderboard whose parameter is calibrated."""
         return {name for name in self.config.methods if self.parameter(name) and self.given_value(name) is None}
@@ -318,9 +333,13 @@ class Workspace:
         import wandb
 
         self.store.root.mkdir(parents=True, exist_ok=True)
-        return wandb.init(
-            project=self.config.logger.project,
-            mode=cast(Literal["online", "offline", "disabled"], self.config.logger.mode),
-            dir=str(self.store.root),
-            config=asdict(self.config),
-        )
+        try:
+            return wandb.init(
+                project=self.config.logger.project,
+                mode=cast(Literal["online", "offline", "disabled"], self.config.logger.mode),
+                dir=str(self.store.root),
+                config=asdict(self.config),
+            )
+        except wandb.Error as error:
+            said = " ".join(str(error).split())
+            raise ConfigError(f"`logger.mode` {self.config.logger.mode!r} is impossible, W&B says: {said}") from error

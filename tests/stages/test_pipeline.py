@@ -476,3 +476,22 @@ def test_contextual_attackers_train_and_tune_for_each_front_end(
     }
     assert rates["LM prior, marginals"].n == rates["trained inverter"].n < rates["Bayes-optimal"].n
     assert rates["worst"].value == max(rate.value for rate in rates.values())
+
+
+def test_a_code_wider_than_the_embeddings_leaves_nothing(model: Path, encoder: Path, tmp_path: Path) -> None:
+    config = config_for(model, encoder, tmp_path / "out")
+    wide = replace(config, codec=replace(config.codec, dim=33))
+    message = "`codec.dim` must be between 1 and the hidden size 32, got 33"
+    with pytest.raises(ConfigError, match=message):
+        check(Workspace(wide))
+    with pytest.raises(ConfigError, match=message):  # of a model whose sizes were not known before
+        pipeline.run(Workspace(wide))
+    assert not (tmp_path / "out").exists()
+    check(Workspace(replace(wide, methods=["clean", "mean", "gaussian-embedding"])))  # which send no codes
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1.0 min"), (60, "1.0 min"), (3725, "62.1 min")]
+)
+def test_time_is_told_as_people_read_it(seconds: float, expected: str) -> None:
+    assert pipeline.duration(seconds) == expected

@@ -1,5 +1,9 @@
 import math
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +93,35 @@ def test_classification_is_named_by_the_same_scheme() -> None:
     assert metrics["nlu/prompt/del_4/nearest_asr10/auc"] == row.over_seeds["auc"].value
     assert metrics["nlu/prompt/del_4/nearest_asr10/asr/worst"] == row.asr["worst"].value
     assert "nlu/prompt/clean/control/accuracy" in metrics
+
+
+LOGINS = """
+import os
+from del_lightning.config import Config, LoggerConfig
+from del_lightning.errors import ConfigError
+from del_lightning.stages.tracking import check_login
+
+for key in (None, "short", "0" * 40):
+    if key is not None:
+        os.environ["WANDB_API_KEY"] = key
+    try:
+        check_login(Config(logger=LoggerConfig(kind="wandb", mode="online")))
+        print("known")
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def test_a_login_is_looked_for_and_not_asked_for(tmp_path: Path) -> None:
+    """By W&B itself, in a process that never met it, of a user without a home."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_") and name != "NETRC"}
+    environment = {**kept, "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", LOGINS]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path
+    )
+    none, short, key = done.stdout.splitlines()
+    expected = "`logger.mode` must be offline unless W&B knows you: run `wandb login` or set WANDB_API_KEY, got online"
+    assert none == f"{expected} (no login on this machine)"
+    assert short.startswith(f"{expected} (WANDB_API_KEY invalid: ")
+    assert key == "known"
