@@ -8,7 +8,6 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 
-from del_lightning.__main__ import config_folder
 from del_lightning.config import (
     SCHEMAS,
     AttackConfig,
@@ -30,6 +29,7 @@ from del_lightning.config import (
     RantextConfig,
     SantextConfig,
     TrainerConfig,
+    config_folder,
     register_schemas,
 )
 from del_lightning.errors import ConfigError

@@ -39,6 +39,8 @@ from del_lightning.config.root import (
     DataConfig,
     ModelConfig,
     StageConfig,
+    config_folder,
+    config_of,
     register_schemas,
     with_defaults,
 )
@@ -90,6 +92,8 @@ __all__ = [
     "StageConfig",
     "TrainerConfig",
     "TransferConfig",
+    "config_folder",
+    "config_of",
     "register_schemas",
     "with_defaults",
 ]

@@ -1,13 +1,14 @@
 """Model, data, and everything together."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from del_lightning.config.baselines import BaselineConfig
-from del_lightning.config.checks import at_least, distinct, one_of, ratio_range, require
+from del_lightning.config.checks import at_least, distinct, one_of, ratio_range, require, writable_folder
 from del_lightning.config.judging import AccountConfig, AttackConfig, EvaluateConfig, ReportConfig, TransferConfig
 from del_lightning.config.names import CORPORA, DEFAULT_METHODS, MATCHINGS, METHODS
 from del_lightning.config.nlu import NluConfig
@@ -164,6 +165,25 @@ def register_schemas() -> None:
     store.store(name="schema", node=Config)
     for group, schema in SCHEMAS.items():
         store.store(group=group, name="schema", node=schema)
+
+
+def config_folder() -> Path:
+    """Folder of the YAML files: ``conf/`` of a checkout, or the copy inside an installed package."""
+    package = Path(__file__).parents[1]
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def config_of(settings: DictConfig, *, here: bool = True) -> Config:
+    """Checked settings from composed ones; ``here`` says that this machine runs them, and must be able to write.
+
+    Raises:
+        ConfigError: A value is impossible, or ``out`` cannot be written.
+        OmegaConfBaseException: A value is missing or refers to one that does not exist.
+    """
+    config = cast(Config, OmegaConf.to_object(settings))
+    if here and config.stage.name != "serve":  # which only reads what export left
+        writable_folder("out", config.out)
+    return config
 
 
 def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:

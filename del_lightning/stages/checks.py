@@ -3,8 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from rich import print as rprint
-
 from del_lightning import ranks
 from del_lightning.attacks.input_inference import check_masked_model
 from del_lightning.config import Config
@@ -14,22 +12,16 @@ from del_lightning.loading import check_llm
 from del_lightning.methods.factory import NEEDS_CODEC, NEEDS_VOCABULARY, TEXT_ONLY
 from del_lightning.metrics.coherence import check_encoder
 from del_lightning.modules.adapter import check_peft
-from del_lightning.stages import account, nlu, publish, transfer
+from del_lightning.stages import account, nlu, publish, tracking, transfer
 from del_lightning.stages.workspace import Workspace
 
 
 def check(workspace: Workspace) -> None:
-    """Fail now, in a second, and print what memory the run takes.
+    """Fail now, in a second; what memory the run takes is known afterwards.
 
     Raises:
         DelError: A model, encoder, corpus or setting is missing or impossible.
     """
-    _check_stage(workspace)
-    if workspace.memory is not None:
-        rprint(workspace.memory.summary())
-
-
-def _check_stage(workspace: Workspace) -> None:
     config, stage = workspace.config, workspace.config.stage.name
     ranks.check_launch(config.trainer.devices, config.trainer.num_nodes)
     if config.report.results is not None:
@@ -37,6 +29,8 @@ def _check_stage(workspace: Workspace) -> None:
             raise ConfigError(f"`report.results` must be null unless stage=report, got {config.report.results}")
         return
     _check_adapter(config)
+    if stage not in ("account", "serve") and ranks.is_first():  # which start no W&B run
+        tracking.check_login(config)
     match stage:
         case "account":
             account.accountant(config)

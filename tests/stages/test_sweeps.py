@@ -24,8 +24,7 @@ from omegaconf import OmegaConf
 from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from del_lightning.__main__ import config_folder
-from del_lightning.config import Config, LoggerConfig, register_schemas
+from del_lightning.config import Config, LoggerConfig, config_folder, register_schemas
 from del_lightning.report.schema import Estimate, Leaderboard
 from tests.stages.small import small
 from tests.stages.wandb_server import FakeServer, RunFile, fake_server
