@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from del_lightning.__main__ import INTERRUPTED, USER_ERROR, main
+from del_lightning.__main__ import INTERRUPTED, main
 from del_lightning.assets import packaged_path
 from del_lightning.config.checks import writable_folder
 from del_lightning.errors import AssetError, DataError
+from del_lightning.refusal import USER_ERROR
 from del_lightning.stages.report import LONGEST_SLUG, slug_of
 from del_lightning.stages.workspace import Workspace
 
@@ -26,7 +27,7 @@ STAGES = (
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command line in this process and an empty folder; returns exit code, output and error output."""
     monkeypatch.chdir(tmp_path)
-    for name in ("HYDRA_FULL_ERROR", "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY"):
+    for name in ("HYDRA_FULL_ERROR", "DEL_LIGHTNING_TRACEBACKS", "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY"):
         monkeypatch.setenv(name, "")  # main() sets them; monkeypatch puts them back
         monkeypatch.delenv(name)
 
@@ -108,6 +109,7 @@ WRONG_BEHIND_A_GOOD_MODEL = {
     "data.root=nope": "`data.root` must be an existing folder, got 'nope'",
     "codec.corpus=lee evaluate.encoder=./nope": "`evaluate.encoder` must be a packaged asset, a folder or a hub id",
     "experiment=cpu/ptb data.root=null data.name=lee": "`codec.corpus` 'c4' needs `data.root` (now null)",
+    "codec.corpus=lee codec.dim=900": "`codec.dim` must be between 1 and the hidden size 576, got 900",
     "codec.corpus=lee targets=[]": "`targets` must hold a success rate to which del are calibrated, got []",
 }
 
@@ -126,6 +128,30 @@ def test_so_is_what_only_a_look_at_the_assets_shows(
 ) -> None:
     assert_one_line(run(*arguments.split()), WRONG_BEHIND_A_GOOD_MODEL[arguments])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_for_wandb_needs_a_login_first(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packaged: None
+) -> None:
+    asked: list[dict[str, object]] = []
+    known = False
+
+    def login(**how: object) -> bool:
+        asked.append(how)
+        return known
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("wandb.login", login)
+    monkeypatch.setattr("del_lightning.stages.codec.run", lambda workspace: None)
+    online = ("stage=codec", "experiment=quickstart", "logger=wandb", "logger.mode=online")
+    assert_one_line(run(*online), "`logger.mode` must be offline unless W&B knows you: run `wandb login` or set")
+    assert list(tmp_path.iterdir()) == []
+    assert all(how == {"prompt": False, "verify": False} for how in asked)
+    known = True
+    assert run(*online)[0] == 0
+    count = len(asked)
+    assert run(*online[:-1])[0] == run("stage=codec", "experiment=quickstart", "logger.mode=online")[0] == 0
+    assert len(asked) == count  # nothing leaves the machine, so nobody need be known
 
 
 def assert_one_line(done: tuple[int, str, str], expected: str) -> None:
@@ -167,6 +193,7 @@ def test_a_good_command_line_reaches_its_stage(
         ((), [f"DEL quick start, experiment=quickstart, mechanism.bits={bits}" for bits in (2, 4)]),
         (("title=Mine",), [f"Mine, experiment=quickstart, mechanism.bits={bits}" for bits in (2, 4)]),
         (("title=${mechanism.bits} bits",), ["2 bits", "4 bits"]),
+        (('title="Job ${hydra:job.num}"',), ["Job 0", "Job 1"]),
     ],
 )
 def test_every_job_of_a_multirun_has_a_title_of_its_own(
@@ -179,6 +206,42 @@ def test_every_job_of_a_multirun_has_a_title_of_its_own(
     assert [workspace.config.title for workspace in seen] == expected
     assert run("experiment=quickstart", "mechanism.bits=2")[0] == 0
     assert seen[-1].config.title == "DEL quick start"
+
+
+WRONG_JOBS = {
+    "mechanism.bits=1,4,40": "error: job mechanism.bits=40: `mechanism.bits` must be between 1 and 8, got 40\n",
+    "mechanism.bits=1,x seed=1": "error: job mechanism.bits=x: Value 'x' of type 'str' could not be converted to",
+    "model=smollm2,nope": "error: job model=nope: `model=nope` is unknown; choose one of: gemma3, hub,",
+    "mechanism.bits=9 seed=1,2": "error: job seed=1: `mechanism.bits` must be between 1 and 8, got 9\n",
+    "stage=account seed=1,2 mechanism.mu=4 codec.dim=18,${nope}": "error: job seed=1 codec.dim=$\\{nope\\}: Int",
+    "data.name=lee,ptb data.root=/nope": "error: job data.name=ptb: `data.root` must be an existing folder, got '/nope",
+    "out=runs,/proc/nope": "error: job out=/proc/nope: `out` must be a folder that can be written, got '/proc/nope'",
+    "stage=account codec.dim=18 mechanism.mu=4 trainer.num_nodes=1,2": "error: job trainer.num_nodes=2: `trainer.",
+    # Of a job for another machine the settings alone: what they name may be there.
+    "hydra/launcher=submitit_slurm data.root=/nope targets=[0.1],[1.0]": "error: job targets=[1.0]: `targets` must be",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG_JOBS)
+def test_every_job_of_a_multirun_is_looked_at_before_the_first_starts(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, packaged: None, offline_hub: None
+) -> None:
+    if "submitit" in arguments:
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setattr("hydra.utils.get_method", lambda target: lambda workspace: (tmp_path / "began").touch())
+    code, output, error = run("-m", "codec.corpus=lee", *arguments.split())
+    assert (code, output, error.count("\n")) == (USER_ERROR, "", 1)
+    assert error.startswith(WRONG_JOBS[arguments])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_of_that_look_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("del_lightning.multirun.config_of", interrupted)
+    said = "interrupted: the same command goes on from what is done\n"
+    assert run("-m", "seed=1,2") == (INTERRUPTED, "", said)
 
 
 def test_a_report_of_a_long_title_has_a_folder_too() -> None:
@@ -210,14 +273,26 @@ def test_a_defect_of_ours_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatc
         run("stage=codec", "experiment=quickstart")
 
 
-def test_help_shows_stages_groups_and_settings(run: Run) -> None:
+def test_help_is_two_screens_that_say_where_to_go_on(run: Run) -> None:
     code, output, error = run("--help")
     assert (code, error) == (0, "")
+    assert output.count("\n") <= 80
+    assert max(map(len, output.splitlines())) <= 125
     for stage in STAGES:
-        assert f"\n    {stage} " in output or f"\n          {stage} " in output
-    assert "python -m del_lightning experiment=quickstart" in output
+        assert f"\n  {stage} " in output
     assert "experiment/paper: cnn_dailymail, mrpc, nlu, ptb, qqp, sst2, wikitext2" in output
-    assert "bits: 4" in output
+    assert "bits: 4" not in output  # that is in --cfg job
+    commands = [line.strip() for line in output.splitlines() if line.startswith("  python -m del_lightning ")]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert len(commands) >= 5
+    for one in commands:
+        arguments = one.partition("  ")[0].removeprefix("python -m del_lightning ")
+        assert arguments == "--cfg job" or arguments in readme, arguments
+    assert "--cfg job" in output
+    assert "del_lightning/config/" in output
+    settings = run("--cfg", "job")
+    assert (settings[0], settings[2]) == (0, "")
+    assert "bits: 4" in settings[1]
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
