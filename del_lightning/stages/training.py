@@ -1,6 +1,7 @@
 """One way to run Lightning's Trainer for every trained part: checkpoints, resume, best validation, record."""
 
 import logging
+import re
 import signal
 import threading
 import time
@@ -26,6 +27,7 @@ from del_lightning.data import Batch
 from del_lightning.errors import ArtifactError, ConfigError
 from del_lightning.llm import FrozenLLM
 from del_lightning.modules.base import FrozenBackboneModule
+from del_lightning.refusal import wants_tracebacks
 from del_lightning.strategies import strategy
 
 
@@ -71,6 +73,10 @@ class _StepBar(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "training step".ljust(len(self.validation_description))
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """All but the logger's version, which tells a reader nothing."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 class _Stopwatch(L.Callback):
@@ -167,7 +173,8 @@ def fit(
     too. ``full_precision`` trains in float32 whatever the configuration says.
 
     Raises:
-        ArtifactError: The run was resumed in a folder of another name, which lost its best validation.
+        ArtifactError: The run was resumed in a folder of another name, which lost its best validation; or another rank
+            ended.
         Followed: The training is over and this is not rank 0.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +199,7 @@ def fit(
             precision="32-true" if full_precision else config.precision,
         )
         _leave_sigterm(trainer)
-        with _interruptible():
+        with _interruptible(), _others_may_end():
             trainer.fit(module, data, ckpt_path=last.path if last.path.exists() else None)
     score = _take_start(module, start, _take_best(module, best, folder))
     # Lightning leaves everything, the shared language model too, on the CPU.
@@ -299,6 +306,25 @@ def _interruptible() -> Iterator[None]:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+
+
+LOST = r"Connection (?:was likely )?closed|Connection reset by peer|Broken pipe|remote process exited"
+"""What gloo, NCCL and torch's store say on one rank when another is gone."""
+
+
+@contextmanager
+def _others_may_end() -> Iterator[None]:
+    """A rank that is left alone has nothing of its own to report: why another ended, that one says."""
+    try:
+        yield
+    except RuntimeError as error:
+        theirs = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if wants_tracebacks() or not theirs or not re.search(LOST, str(error)):
+            raise
+        raise ArtifactError(
+            "another process of this run ended: the same command goes on from what is done "
+            "(HYDRA_FULL_ERROR=1 shows where this one was)"
+        ) from error
 
 
 @contextmanager

@@ -208,6 +208,37 @@ def test_a_training_ends_when_it_is_told_to(
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_rank_that_is_left_alone_says_so_in_one_line(model: Path, encoder: Path, tmp_path: Path, killed: int) -> None:
+    config = config_of(model, encoder, tmp_path / "out", "ddp")
+    command = [*command_line(config), "prompt.steps=100000", "prompt.validate_every=1000"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=log, stderr=log)
+    try:
+        limit = time.monotonic() + 300
+        while not any((tmp_path / "out" / "prompt").glob("*.partial/last.ckpt.safetensors")):
+            assert process.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        listed = ["ps", "-o", "pid=", "--ppid", str(process.pid)]
+        (other,) = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()[:1]
+        os.kill(process.pid if killed == 0 else int(other), signal.SIGTERM if killed else signal.SIGKILL)
+        process.wait(timeout=60)
+        limit = time.monotonic() + 60
+        while children(str(tmp_path)):
+            assert time.monotonic() < limit
+            time.sleep(0.1)
+    finally:
+        process.kill()
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said
+    assert process.returncode != 0
+    if killed == 0:  # Lightning may be faster to end rank 0 than rank 0 is to say why
+        assert (
+            said.count("error (rank 1): another process of this run ended: the same command goes on from what is") == 1
+        )
+
+
 def test_processes_that_do_not_know_of_each_other_are_refused(model: Path, encoder: Path, tmp_path: Path) -> None:
     config = config_of(model, encoder, tmp_path / "out", None)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -1,6 +1,7 @@
 """A run that is killed anywhere and started again ends with the very numbers of a run that was not."""
 
 import math
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,8 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks.progress.progress_bar import get_standard_metrics
+from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,8 +25,9 @@ from del_lightning.llm import FrozenLLM
 from del_lightning.modules import CodecTraining, PromptTuning, low_rank_adapter
 from del_lightning.modules.adapter import LowRankAdapter
 from del_lightning.prompt import WEIGHTS_FILE
+from del_lightning.refusal import settle_tracebacks, wants_tracebacks
 from del_lightning.split import SplitModel
-from del_lightning.stages.training import Fit, _take_best, determined_by, fit, pick_device
+from del_lightning.stages.training import Fit, _others_may_end, _StepBar, _take_best, determined_by, fit, pick_device
 from tests.modules.factory import data_for, split_for
 
 Factory = Callable[..., FrozenLLM]
@@ -315,3 +319,44 @@ def test_mixed_precision_rounds_the_language_model_and_nothing_that_is_kept(
     for name, value in weights.items():
         assert value.dtype == torch.float32
         assert (value - full_weights[name]).norm() < 0.1 * full_weights[name].norm()
+
+
+def test_the_progress_bar_shows_no_version_of_the_logger(tmp_path: Path) -> None:
+    trainer = L.Trainer(logger=CSVLogger(tmp_path), accelerator="cpu", enable_checkpointing=False)
+    assert "v_num" in get_standard_metrics(trainer)
+    assert "v_num" not in _StepBar().get_metrics(trainer, L.LightningModule())
+
+
+@pytest.mark.parametrize(
+    ("error", "one_line"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]: Connection reset by peer."), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"), True),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error"), True),
+        (torch.distributed.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."), True),
+        (torch.distributed.DistBackendError("NCCL error: unhandled cuda error: out of memory"), False),
+        (torch.distributed.DistNetworkError("The server socket has failed to listen: EADDRINUSE"), False),
+        (RuntimeError("[gloo/allreduce.cc:9] shapes do not agree"), False),
+        (RuntimeError("a tracker's Connection reset by peer"), False),
+    ],
+)
+def test_only_the_loss_of_another_rank_is_one_line(
+    error: Exception, one_line: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DEL_LIGHTNING_TRACEBACKS", raising=False)
+    with pytest.raises(ArtifactError if one_line else type(error)), _others_may_end():
+        raise error
+    monkeypatch.setenv("DEL_LIGHTNING_TRACEBACKS", "1")
+    with pytest.raises(type(error)), _others_may_end():
+        raise error
+
+
+def test_a_users_wish_for_tracebacks_reaches_processes_that_this_one_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wished in ("0", "1"):
+        monkeypatch.setenv("HYDRA_FULL_ERROR", wished)
+        monkeypatch.setenv("DEL_LIGHTNING_TRACEBACKS", "")
+        monkeypatch.delenv("DEL_LIGHTNING_TRACEBACKS")
+        for _ in ("this one", "the other, which inherits both"):
+            settle_tracebacks()
+            assert os.environ["HYDRA_FULL_ERROR"] == "1"
+            assert wants_tracebacks() == (wished == "1")
