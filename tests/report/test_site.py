@@ -1,5 +1,6 @@
 """The site of many runs: what it reads, what it says, and that it needs nothing but itself."""
 
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -240,6 +241,31 @@ def test_bad_places_are_refused_before_a_page_is_written(tmp_path: Path) -> None
     (folder / "broken.json").write_text('{"rows": [')
     with pytest.raises(ArtifactError, match=rf"^`report.results`: {folder}/broken.json must hold JSON"):
         load([folder])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("leaderboard.json", {"a": 1}, r"must hold the leaderboard of stage report or nlu .*, got an object with .a.$"),
+        ("leaderboard.json", {}, r"must hold the leaderboard .*, got an empty object$"),
+        ("leaderboard.json", [1, 2], r"must hold the leaderboard .*, got a list$"),
+        ("leaderboard.json", None, r"must hold the leaderboard .*, got null$"),
+        ("transfer.json", 3, r"must hold the table of stage transfer .*, got 3$"),
+        ("leaderboard.json", {"schema_version": 1}, r"must have schema version \d, got 1$"),
+        ("leaderboard.json", {"schema_version": 99, "rows": [], "config": {}}, r"must have schema version \d, got 99$"),
+        ("leaderboard.json", {"rows": 3, "config": {}}, r"must fit the schema of a leaderboard, got: .*$"),
+    ],
+)
+def test_a_file_with_a_leaderboards_name_must_hold_one(tmp_path: Path, name: str, content: Any, message: str) -> None:
+    folder = store(tmp_path / "results", make_board())
+    (folder / "more").mkdir()
+    (folder / "more" / name).write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=rf"^`report.results`: {folder}/more/{name} {message}") as caught:
+        load([folder])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ArtifactError):
+        report.merge([str(folder)], tmp_path / "out" / "site")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_stage_writes_a_site_and_needs_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

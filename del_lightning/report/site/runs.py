@@ -1,7 +1,8 @@
 """Find stored leaderboards and read them; everything else in the folders is left alone and named.
 
-A file is known by its content, not by its name. What is damaged stops everything before a page is written: a site
-that silently lacks a run would be taken for the whole.
+A leaderboard is known by its content, whatever its file is called. What is damaged stops everything before a page is
+written, and so does a file that has a leaderboard's name and holds something else: a site that silently lacks a run
+would be taken for the whole.
 """
 
 import json
@@ -21,6 +22,12 @@ Board = Leaderboard | NluLeaderboard | TransferBoard
 
 _KINDS = (Leaderboard, TransferBoard, NluLeaderboard)
 """In the order of their runs."""
+
+_NAMES = {
+    "leaderboard.json": "the leaderboard of stage report or nlu (an object with `rows` and `config`)",
+    "transfer.json": "the table of stage transfer (an object with `cells` and `config`)",
+}
+"""Name under which a stage writes its numbers -> what such a file must hold."""
 
 DATASETS = {
     "ptb": "PTB",
@@ -88,7 +95,8 @@ def load(places: Sequence[str | Path], leave_out: Path | None = None) -> Found:
 
     Raises:
         ConfigError: A place does not exist, or holds no leaderboard.
-        ArtifactError: A file is no JSON, cannot be read, or is a leaderboard of another schema.
+        ArtifactError: A file is no JSON, cannot be read, is a leaderboard of another schema, or has the name of one
+            and is none.
     """
     read: dict[Path, tuple[str, Board | Texts | str]] = {}
     for place in map(Path, places):
@@ -122,12 +130,14 @@ def _read(path: Path) -> Board | Texts | str:
         raise ArtifactError(f"`report.results`: {path} must be readable, got: {error.strerror}") from None
     except ValueError as error:
         raise ArtifactError(f"`report.results`: {path} must hold JSON, got: {error}") from None
-    kind = _kind(content)
-    if kind is None:
+    kind, promised = _kind(content), _NAMES.get(path.name)
+    if kind is None and promised is None:
         return "no leaderboard"
-    version = content.get("schema_version", SCHEMA_VERSION)
+    version = content.get("schema_version", SCHEMA_VERSION) if isinstance(content, dict) else SCHEMA_VERSION
     if version != SCHEMA_VERSION:
         raise ArtifactError(f"`report.results`: {path} must have schema version {SCHEMA_VERSION}, got {version!r}")
+    if kind is None:
+        raise ArtifactError(f"`report.results`: {path} must hold {promised}, got {_told(content)}")
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
@@ -146,6 +156,14 @@ def _kind(content: Any) -> type[Leaderboard] | type[NluLeaderboard] | type[Trans
     if {"rows", "config"} <= content.keys():
         return NluLeaderboard if "task" in content else Leaderboard
     return TransferBoard if {"cells", "config"} <= content.keys() else None
+
+
+def _told(content: Any) -> str:
+    """What JSON holds, in a few words."""
+    if isinstance(content, dict):
+        keys = ", ".join(json.dumps(key)[:40] for key in list(content)[:4]) + (", ..." if len(content) > 4 else "")
+        return f"an object with {keys}" if content else "an empty object"
+    return {list: "a list", str: "a text", type(None): "null"}.get(type(content), json.dumps(content))
 
 
 def _sorted(read: dict[Path, tuple[str, Board | Texts | str]]) -> Found:
