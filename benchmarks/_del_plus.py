@@ -205,7 +205,7 @@ def _plus_cells(row: LeaderboardRow, config: dict[str, Any]) -> list[str]:
 
 def _figures(row: LeaderboardRow) -> list[str]:
     """Utility and what attackers read."""
-    name = words.worst_name(row).partition(" (")[0]
+    name = words.attack_name(words.worst_name(row))
     return [
         show(row.retained, ".3f"),
         show(row.coherence, ".3f"),

@@ -209,7 +209,7 @@ def _difference(entry: Entry) -> str:
 
 
 def _strongest(row: LeaderboardRow) -> str:
-    name = words.worst_name(row).partition(" (")[0]
+    name = words.attack_name(words.worst_name(row))
     return show(words.worst_attack(row), ".1%") + (f" {name}" if name else "")
 
 

@@ -119,7 +119,7 @@ def lines(prompt: GalleryPrompt, level: GalleryLevel, width: int = LINE) -> list
     original = [visible(token) for token in prompt.tokens]
     rows = [
         Row(
-            reading.attack,
+            words.attack_name(reading.attack),
             f"{sum(reading.hits)} of {len(reading.hits)}",
             [(visible(token), hit) for token, hit in zip(reading.tokens, reading.hits, strict=True)],
         )

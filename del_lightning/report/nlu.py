@@ -18,7 +18,7 @@ from del_lightning.metrics import binary_figures, differences, over_seeds
 from del_lightning.report import words
 from del_lightning.report.arrange import HEADLINE_TARGET, REFERENCE
 from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
-from del_lightning.report.tables import Cell, estimate_cell, missing
+from del_lightning.report.tables import Cell, estimate_cell, missing, rate_cell
 
 HEADLINE_BITS = 4
 """The summary quotes DEL at the bits nearest to this."""
@@ -142,6 +142,11 @@ class Column:
         """The heading on one line."""
         return f"{self.name} ({', '.join(self.small)})" if self.small else self.name
 
+    @property
+    def title(self) -> str:
+        """What it means, for the pointer."""
+        return dict(GLOSSARY).get(self.name) or words.meaning(self.name, self.small)
+
 
 def figures(board: NluLeaderboard) -> list[str]:
     """The figures that the table shows: accuracy, GLUE's own for the task, AUC."""
@@ -172,9 +177,9 @@ def _figure_column(board: NluLeaderboard, variant: str, figure: str) -> Column:
 def _attack_column(attack: str) -> Column:
     def cell(front: NluRow) -> Cell:
         found = front.asr.get(attack)
-        return missing("nothing is sent") if found is None else estimate_cell(found, "", found.n)
+        return rate_cell(found, "nothing is sent", -1)
 
-    return Column("ASR", ("strongest that was run" if attack == STRONGEST else attack,), cell)
+    return Column("ASR", ("strongest that was run" if attack == STRONGEST else words.attack_name(attack),), cell)
 
 
 def epsilon_cell(front: NluRow) -> Cell:

@@ -21,6 +21,7 @@ from del_lightning.report.words import (
     MISSING,
     at_most,
     at_most_percent,
+    attack_name,
     attack_result,
     change,
     count,
@@ -143,7 +144,7 @@ def _attack_sentence(row: LeaderboardRow) -> Iterator[str]:
     nearest, strongest = attack_result(row, is_nearest), worst_attack(row)
     if strongest is None:
         return
-    beside, bound, name = "", "", worst_name(row)
+    beside, bound, name = "", "", attack_name(worst_name(row))
     if nearest is not None and nearest != strongest:
         beside = f"; the nearest-neighbour attack {percent(nearest.value)}"
     if row.certified is not None and row.certified < NO_BOUND:

@@ -63,6 +63,11 @@ class Column:
         """The heading on one line."""
         return f"{self.name} ({', '.join(self.small)})" if self.small else self.name
 
+    @property
+    def title(self) -> str:
+        """What it means, for the pointer."""
+        return words.meaning(self.name, self.small)
+
 
 def missing(why: str) -> Cell:
     """An en dash that says why there is no number."""
@@ -107,11 +112,21 @@ def estimate_cell(estimate: Estimate | None, why: str, shared_n: int | None) -> 
     """Value over its interval; the sample size too, unless the column's heading gives it."""
     if estimate is None:
         return missing(why)
-    small = [text for text in (words.interval(estimate),) if text]
-    if shared_n is None:
-        small.append(f"n = {words.count(estimate.n)}")
+    return _estimated(estimate, words.number(estimate.value), words.interval(estimate), shared_n)
+
+
+def rate_cell(estimate: Estimate | None, why: str, shared_n: int | None) -> Cell:
+    """:func:`estimate_cell` of an attack's success, in per cent."""
+    if estimate is None:
+        return missing(why)
+    return _estimated(estimate, words.per_cent(estimate), words.per_cent_interval(estimate), shared_n)
+
+
+def _estimated(estimate: Estimate, value: str, interval: str, shared_n: int | None) -> Cell:
+    size = f"n = {words.count(estimate.n)}"
     kind = "no interval" if estimate.interval == "none" else f"95% interval: {estimate.interval}"
-    return Cell(words.number(estimate.value), tuple(small), estimate.value, f"n = {words.count(estimate.n)}, {kind}")
+    small = (interval, size if shared_n is None else "")
+    return Cell(value, tuple(filter(None, small)), estimate.value, f"{size}, {kind}")
 
 
 def difference_cell(row: LeaderboardRow | None, pick: Callable[[LeaderboardRow], Estimate | None]) -> Cell:
@@ -142,8 +157,8 @@ def parameter_cell(row: LeaderboardRow, mark: str = "") -> Cell:
             privacy.caveat or f"{privacy.mechanism}: no exact ε is recorded, and a μ without it is not shown"
         )
     token, sequence = _epsilons(privacy)
-    effective = "" if privacy.mu_effective is None else f"μ eff {words.at_most(privacy.mu_effective)} · "
-    small = (effective + token, sequence)
+    effective = [] if privacy.mu_effective is None else [f"μ eff {words.at_most(privacy.mu_effective)}"]
+    small = (*effective, token, sequence)
     text = f"μ {words.at_most(privacy.mu_token)}" if privacy.mu_token is not None else words.MISSING
     return Cell(text, small, privacy.mu_token, words.guarantee(privacy), mark)
 
@@ -177,8 +192,8 @@ def device_cell(device: DeviceColumns | None) -> Cell:
 
 def worst_cell(row: LeaderboardRow, shared_n: int | None) -> Cell:
     """The strongest attack's success, with its name."""
-    cell = estimate_cell(words.worst_attack(row), "no attack was run on this row", shared_n)
-    name = words.worst_name(row).partition(" (")[0]
+    cell = rate_cell(words.worst_attack(row), "no attack was run on this row", shared_n)
+    name = words.attack_name(words.worst_name(row))
     return Cell(cell.text, (*cell.small, name) if name else cell.small, cell.sort, cell.title)
 
 
@@ -186,9 +201,10 @@ def certified_cell(row: LeaderboardRow) -> Cell:
     """The certified bound on attacks that know the tokens' frequencies only."""
     if row.certified is None:
         return missing("its guarantee bounds no attack")
+    bound = words.at_most_percent(row.certified)
     if cautions.breaks_bound(row):
-        return Cell(words.number(row.certified), ("below the measured rate",), row.certified)
-    return Cell(f"≤ {words.at_most(min(row.certified, 1.0))}", sort=row.certified)
+        return Cell(bound, ("below the measured rate",), row.certified)
+    return Cell(f"≤ {bound}", sort=row.certified)
 
 
 def estimate_column(
@@ -199,11 +215,12 @@ def estimate_column(
     why: str,
     small: str = "",
     extra: bool = False,
+    show: Callable[[Estimate | None, str, int | None], Cell] = estimate_cell,
 ) -> Column:
     """A column of estimates; its heading gives the sample size if all these entries share one."""
     shared = words.shared_n(pick(entry) for entry in entries)
     heading = tuple(text for text in (small, _size(shared)) if text)
-    return Column(name, lambda entry: estimate_cell(pick(entry), why, shared), heading, extra)
+    return Column(name, lambda entry: show(pick(entry), why, shared), heading, extra)
 
 
 def _size(shared: int | None) -> str:
@@ -272,8 +289,8 @@ def _attack_columns(board: Leaderboard, entries: list[Entry]) -> Iterator[Column
         def pick(entry: Entry, attack: str = attack) -> Estimate | None:
             return entry.row.asr.get(attack)
 
-        extra = not words.is_nearest(attack)
-        yield estimate_column(entries, "ASR", pick, why=why, small=attack.replace("_", " "), extra=extra)
+        name, extra = words.attack_name(attack), not words.is_nearest(attack)
+        yield estimate_column(entries, "ASR", pick, why=why, small=name, extra=extra, show=rate_cell)
     shared = words.shared_n(words.worst_attack(entry.row) for entry in entries)
     small = tuple(text for text in ("worst of all", _size(shared)) if text)
     yield Column("ASR", lambda entry: worst_cell(entry.row, shared), small)
@@ -319,23 +336,41 @@ def device_rows(board: Leaderboard) -> list[dict[str, str]]:
     ]
 
 
-def _with_size(estimate: Estimate | None) -> str:
+def _with_size(estimate: Estimate | None, show: Callable[[Estimate], str] = words.with_interval) -> str:
     if estimate is None:
         return words.MISSING
-    return f"{words.with_interval(estimate)}, n = {words.count(estimate.n)}"
+    return f"{show(estimate)}, n = {words.count(estimate.n)}"
 
 
 def recovery_rows(board: Leaderboard) -> list[dict[str, str]]:
     """What each attack recovers at the setting that the summary quotes, one line a method and attack."""
     entries = [entry for entry in arrange.representatives(board) if not entry.row.is_control]
-    recovered = [(entry.name, attack, found) for entry in entries for attack, found in entry.row.recovery.items()]
+    recovered = [(entry, attack, found) for entry in entries for attack, found in entry.row.recovery.items()]
     measures = dict.fromkeys(measure for *_, found in recovered for measure in found)
-    certified = {entry.name: entry.row.certified for entry in entries}
+    sizes = {measure: words.shared_n(found.get(measure) for *_, found in recovered) for measure in measures}
     return [
-        {"Method": name, "Attack": attack, "Certified top-1": _bound(certified[name], attack)}
-        | {measure: _with_size(found.get(measure)) for measure in measures}
-        for name, attack, found in recovered
+        {
+            "Method": entry.name,
+            "Attack": words.attack_name(attack),
+            "Certified bound, first guess": _bound(entry.row.certified, attack),
+        }
+        | {_measure_heading(name, size): _measured(name, found.get(name), size) for name, size in sizes.items()}
+        for entry, attack, found in recovered
     ]
+
+
+def _measure_heading(measure: str, shared_n: int | None) -> str:
+    """The measure's name, with its sample size where all rows share one."""
+    size = _size(shared_n).replace(" = ", f"{words.NO_BREAK}={words.NO_BREAK}")
+    return words.measure_name(measure) + (f" ({size})" if size else "")
+
+
+def _measured(measure: str, estimate: Estimate | None, shared_n: int | None) -> str:
+    """One measure of an attack; all are shares but one."""
+    if estimate is None:
+        return words.MISSING
+    text = words.with_interval(estimate) if measure == words.ROUGE else words.share(estimate)
+    return text if shared_n is not None else f"{text}, {_size(estimate.n)}"
 
 
 def _bound(certified: float | None, attack: str) -> str:
@@ -353,9 +388,12 @@ def attacked_rows(board: Leaderboard) -> list[dict[str, str]]:
     pairs = dict.fromkeys((pair.stronger, pair.weaker) for one in board.attacked for pair in one.differences)
     return [
         {"Method": one.label, "Parameter, exact ε": _whole_parameter(one)}
-        | {name: _share(one.asr.get(name)) for name in names}
+        | {words.attack_name(name): _share(one.asr.get(name)) for name in names}
         | {"Certified, one token": _bound(one.certified, "nearest")}
-        | {f"{_short(strong)} − {_short(weak)}": _gain(one, strong, weak) for strong, weak in pairs}
+        | {
+            f"{words.attack_name(strong)} − {words.attack_name(weak)}": _gain(one, strong, weak)
+            for strong, weak in pairs
+        }
         for one in board.attacked
     ]
 
@@ -369,18 +407,8 @@ def _whole_parameter(one: AttackedSetting) -> str:
     return ", ".join(part.replace(" ", words.NO_BREAK) for part in (*mu, *epsilons))
 
 
-def _short(attack: str) -> str:
-    return attack.partition(" (")[0]
-
-
 def _share(estimate: Estimate | None) -> str:
-    """``12.3% [10.1, 14.7]``."""
-    if estimate is None:
-        return words.MISSING
-    limits = ""
-    if estimate.low is not None and estimate.high is not None:
-        limits = f"[{100 * estimate.low:.1f},{words.NO_BREAK}{100 * estimate.high:.1f}]"
-    return f"{estimate.value:.1%} {limits}".strip()
+    return words.MISSING if estimate is None else words.share(estimate)
 
 
 def _gain(one: AttackedSetting, strong: str, weak: str) -> str:
@@ -400,7 +428,7 @@ def calibration_rows(board: Leaderboard) -> list[dict[str, str]]:
             "Method": method.label,
             "Matched by": f"{words.MATCHED.get(matching, matching)} {item.target:g}",
             "Parameter, exact ε": _calibrated_value(board, method, matching, item),
-            "ASR at this setting": _with_size(item.asr),
+            "ASR at this setting": _with_size(item.asr, words.share),
             "Settings tried": words.count(len(method.points)),
             "Verdict": cautions.verdict(item) + (f": {item.note}" if item.note else ""),
         }

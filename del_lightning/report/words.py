@@ -6,7 +6,7 @@ comes from :func:`guarantee`.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Context, Decimal
 
@@ -31,6 +31,12 @@ MATCHED = {"nearest": "nearest-neighbour ASR", "worst": "worst-case ASR", "guara
 
 GLOSSARY = (
     (
+        "Soft prompt",
+        "Vectors that the server learns and puts in front of what it receives, for a language model that stays frozen "
+        "(unless a run says that an adapter was trained too). They adapt it to the kind of text even where nothing of "
+        "the prompt came through.",
+    ),
+    (
         "PPL",
         "Perplexity of the reference continuation given the privatised prompt: exp of the mean negative "
         "log-likelihood a token. Lower is better.",
@@ -54,14 +60,19 @@ GLOSSARY = (
     ),
     (
         "ASR",
-        "Attack success rate: share of private tokens that an attacker names correctly at the first guess. "
-        "“Worst” is the strongest attack that was run.",
+        "Attack success rate: share of private tokens that an attacker names correctly at the first guess. The nearest "
+        "neighbour is the paper's attacker.",
+    ),
+    (
+        "Strongest attack",
+        "The largest success of all attacks that were run on a row (“worst of all”), with its name. Attackers know the "
+        "mechanism, and some the language; a stronger one may exist.",
     ),
     (
         "Content, unknown, last",
         "The same success over some of the tokens: those that carry content (a letter or digit, and no English stop "
-        "word), the pieces of the marker “<unk>”, and the last private token of every prompt. Top-5 and top-10: the "
-        "right token is among so many guesses.",
+        "word), the pieces of the marker “<unk>”, and the last private token of every prompt. Five or ten guesses: "
+        "the right token is among so many. Whole prompts: every token is named at the first guess.",
     ),
     (
         "Certified",
@@ -85,7 +96,28 @@ GLOSSARY = (
         "distance). No ε follows from it.",
     ),
     ("Bits a token", "Payload of one private token before entropy coding and framing."),
+    (
+        "n",
+        "Bits of a coordinate where a quantizer is meant (n = 4); beside a measured number its sample size: prompts, "
+        "tokens or trainings (n = 64).",
+    ),
 )
+
+
+def meaning(heading: str, small: Sequence[str] = ()) -> str:
+    """What the glossary says to a column, for the pointer; empty where it says nothing.
+
+    Args:
+        heading: Of the column, for instance ``COH[encoder]``.
+        small: Lines of small type under it.
+    """
+    terms = dict(GLOSSARY)
+    name = heading.partition("[")[0].replace(NO_BREAK, " ")
+    if name == "ASR" and any(text.startswith(("worst of all", "strongest")) for text in small):
+        name = "Strongest attack"
+    if name == "Parameter":
+        return " ".join(f"{term}: {terms[term]}" for term in ("μ", "μ eff", "ε, δ", "η"))
+    return terms.get("ε, δ" if name.startswith("ε ") else name, "")
 
 
 def number(value: float | None) -> str:
@@ -150,6 +182,23 @@ def count(value: float) -> str:
 def percent(share: float) -> str:
     """A share as per cent: ``40%``, ``0.8%``."""
     return f"{share * 100:.{0 if abs(share) >= 0.0995 else 1}f}%".replace("-", "−")
+
+
+def share(estimate: Estimate) -> str:
+    """A measured share with its interval in per cent: ``12.3% [10.1, 14.7]``."""
+    return f"{per_cent(estimate)} {per_cent_interval(estimate)}".strip()
+
+
+def per_cent(estimate: Estimate) -> str:
+    """A measured share with one digit: ``12.3%``."""
+    return f"{100 * estimate.value + 0.0:.1f}%".replace("-", "−")
+
+
+def per_cent_interval(estimate: Estimate) -> str:
+    """``[10.1, 14.7]``, in per cent, or nothing where no interval exists."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"[{100 * estimate.low:.1f},{NO_BREAK}{100 * estimate.high:.1f}]".replace("-", "−")
 
 
 def interval(estimate: Estimate) -> str:
@@ -223,6 +272,35 @@ def memory(size: float) -> str:
 def row_name(row: LeaderboardRow) -> str:
     """The row's name in samples and tables: its label, plus `` + soft prompt`` where it has one."""
     return f"{row.label} + soft prompt" if row.soft_prompt else row.label
+
+
+_SPACES = {"cosine)": "", "l2)": ", L2", "code)": " on the code"}
+"""Where a nearest neighbour was looked for; by the cosine of decoded embeddings is the paper's attack."""
+
+
+def attack_name(attack: str) -> str:
+    """An attack as all tables and figures name it: ``nearest neighbour``, ``nearest neighbour, L2``."""
+    name, _, space = attack.replace("_", " ").partition(" (")
+    return f"{name}{_SPACES.get(space, f' ({space}')}" if space else name
+
+
+_TOKENS = {
+    "": "All tokens",
+    "content": "Content tokens",
+    "unknown": "Pieces of <unk>",
+    "last": "Last token of a prompt",
+}
+_GUESSES = {"top-1": "first guess", "top-5": "five guesses", "top-10": "ten guesses"}
+ROUGE = "rouge-l"
+"""The measure of :func:`~del_lightning.metrics.recovery` that is no share."""
+
+
+def measure_name(measure: str) -> str:
+    """A measure of :func:`~del_lightning.metrics.recovery` as a heading: ``Content tokens, five guesses``."""
+    if measure in ("exact", ROUGE):
+        return {"exact": "Whole prompts", ROUGE: "ROUGE-L of the text"}[measure]
+    tokens, _, guesses = measure.rpartition(" ")
+    return f"{_TOKENS.get(tokens, tokens)}, {_GUESSES.get(guesses, guesses)}"
 
 
 def is_nearest(attack: str) -> bool:

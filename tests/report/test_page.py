@@ -69,7 +69,7 @@ def test_every_row_is_there_with_intervals(board: Leaderboard, page: str) -> Non
     for item in board.rows:
         assert item.label in table
         assert words.interval(item.perplexity) in table
-        assert words.interval(item.asr["Bayes-optimal"]) in table
+        assert words.per_cent_interval(item.asr["Bayes-optimal"]) in table
     assert words.interval(board.rows[-1].retained) in table
     assert "COH[all-minilm-l6-v2]" in table
     assert table.count("<details") == table.count(" open>") == 2

@@ -32,7 +32,7 @@ def test_markdown_holds_every_row_with_its_interval() -> None:
     for item in board.rows:
         line = next(line for line in lines if line.startswith(f"| {item.label} |"))
         assert words.with_interval(item.perplexity) in line
-        assert words.with_interval(item.asr["Bayes-optimal"]) in line
+        assert words.per_cent_interval(item.asr["Bayes-optimal"]) in line
     assert "n = 96" in text
     assert "## Calibration" in text
     assert "## On the user's device" in text
@@ -156,7 +156,7 @@ def test_calibration_lists_what_was_asked_for() -> None:
 def test_parameters_come_with_what_they_guarantee() -> None:
     cell = tables.parameter_cell(row(0.1, False), "a")
     assert cell.text == "μ 21.4"
-    assert "ε 231 a token" in cell.small[0]
+    assert cell.small[:2] == ("μ eff 19.1", "ε 231 a token")
     assert cell.line.endswith("(a)")
     metric = tables.parameter_cell(other_row("metric", "nearest", 0.1, False), "b")
     assert metric.text.startswith("η ")
@@ -188,7 +188,7 @@ def test_row_without_perplexity_has_its_other_columns() -> None:
 
 
 def test_certified_bound_below_the_measured_rate_stands_out() -> None:
-    assert tables.certified_cell(row(0.1, False)).text == "≤ 1.00"  # .9991, rounded up
+    assert tables.certified_cell(row(0.1, False)).text == "≤ 100.0%"  # .9991, rounded up
     assert tables.certified_cell(row(0.1, False, certified=0.2)).small == ("below the measured rate",)
     assert tables.certified_cell(row("clean", False)).text == words.MISSING
 
@@ -225,11 +225,40 @@ def test_targets_out_of_reach_are_marked() -> None:
 def test_further_measures_of_the_attacks_have_a_line_each() -> None:
     recovery = {OPTIMAL: {"top-1": rate(0.26), "top-5": rate(0.41)}, NEAREST: {"top-1": rate(0.1)}}
     first, second = tables.recovery_rows(make_board(rows=[row(0.1, False, recovery=recovery)]))
-    assert list(first) == ["Method", "Attack", "Certified top-1", "top-1", "top-5"]
-    assert first["top-5"].startswith("0.410 [")
-    assert "n = 4" in first["top-5"]
-    assert second["top-5"] == words.MISSING
+    size = words.count(4812)
+    equal = f"{words.NO_BREAK}={words.NO_BREAK}"
+    five = f"All tokens, five guesses (n{equal}{size})"
+    assert list(first) == [
+        *("Method", "Attack", "Certified bound, first guess"),
+        *(f"All tokens, first guess (n{equal}{size})", five),
+    ]
+    assert (first["Attack"], second["Attack"]) == ("Bayes-optimal", "nearest neighbour")
+    assert first[five].startswith("41.0% [39.6,")
+    assert second[five] == words.MISSING
     assert tables.recovery_rows(make_board()) == []
+
+
+def test_every_measure_of_an_attack_has_a_heading_in_words_and_shares_are_in_per_cent() -> None:
+    shares = [f"{kind}top-{k}" for kind in ("", "content ", "last ") for k in (1, 5, 10)] + ["unknown top-1", "exact"]
+    few = {name: rate(0.5, 40) for name in shares} | {"rouge-l": rate(0.5, 40)}
+    more = {name: rate(0.25) for name in few}
+    recovery = {"nearest neighbour (l2)": few, "nearest neighbour (code)": more}
+    first, second = tables.recovery_rows(make_board(rows=[row(0.1, False, recovery=recovery)]))
+    names = list(first)[3:]
+    assert len(names) == len(few)
+    assert not any(re.search(r"top-|exact|rouge|unknown", name) for name in names)
+    assert (first["Attack"], second["Attack"]) == ("nearest neighbour, L2", "nearest neighbour on the code")
+    assert all(first[name].startswith("50.0% [") and first[name].endswith(", n = 40") for name in names[:-1])
+    assert first["ROUGE-L of the text"].startswith("0.500 [")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.0004, 0.098])
+def test_attack_success_is_in_per_cent_in_every_table(value: float) -> None:
+    board = make_board(rows=[row(0.1, False, asr={NEAREST: rate(value), OPTIMAL: rate(value)}, certified=0.5)])
+    cells = shown(board)
+    assert cells["ASR (nearest neighbour"].text == cells["ASR (worst of all"].text == f"{value:.1%}"
+    assert cells["ASR (nearest neighbour"].sort == value
+    assert cells["Certified (bound on ASR)"].text == "≤ 50.0%"
 
 
 def test_attacks_are_compared_a_setting_a_line() -> None:

@@ -32,6 +32,7 @@ class Comparison:
         margin: How far below zero the difference may lie before the claim fails.
         control_fails: Whether a row that sends nothing, in the first one's place, is shown to fail; a comparison that
             it might pass can contradict but not confirm.
+        is_share: Whether the numbers are shares, which pages show in per cent.
     """
 
     runs: tuple[Run, ...]
@@ -41,6 +42,7 @@ class Comparison:
     difference: Estimate
     margin: float = 0.0
     control_fails: bool = True
+    is_share: bool = False
 
     @property
     def outcome(self) -> Outcome:

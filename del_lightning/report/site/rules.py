@@ -274,8 +274,10 @@ def _falling(run: Run, curve: AttackCurve, matches: Callable[[str], bool]) -> It
         return
     strict, loose = points[0].asr.get(names[0]), points[-1].asr.get(names[0])
     if strict is not None and loose is not None:
-        what = f"ASR of {names[0]} on {curve.label}, loosest against strictest of {len(points)} settings"
-        yield Comparison((run,), what, ("loosest", loose), ("strictest", strict), minus(loose, strict))
+        name = words.attack_name(names[0])
+        what = f"ASR of {name} on {curve.label}, loosest against strictest of {len(points)} settings"
+        gap = minus(loose, strict)
+        yield Comparison((run,), what, ("loosest", loose), ("strictest", strict), gap, is_share=True)
 
 
 def _standing(run: Run, board: Leaderboard) -> Iterator[Comparison]:
@@ -290,7 +292,8 @@ def _standing(run: Run, board: Leaderboard) -> Iterator[Comparison]:
         name = max(others, key=lambda other: others[other].value)
         what = f"ASR on {entry.row.label}"
         gap = minus(nearest, others[name])
-        yield Comparison((run,), what, ("nearest neighbour", nearest), (name, others[name]), gap, POINTS)
+        sides = ("nearest neighbour", nearest), (words.attack_name(name), others[name])
+        yield Comparison((run,), what, *sides, gap, POINTS, is_share=True)
 
 
 # --- classification ---------------------------------------------------------------------------------------------------
