@@ -7,6 +7,7 @@ each still shows its text at a readable size.
 """
 
 import io
+import itertools
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
@@ -33,7 +34,31 @@ _VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper", WITH: "w
 """Placeholder colour -> the page's CSS variable."""
 
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "<", "*", ">", "p", "h")
-"""DEL's first; the others take the rest in turn, so that shape tells methods apart where colour does not."""
+"""DEL's first; shape tells methods apart where colour does not."""
+
+_LOOKS = {
+    "del": (WITH, "o"),
+    "del-plus": (HUES[0], "^"),
+    "del-posterior": (HUES[4], "h"),
+    "gaussian-code": (HUES[1], "s"),
+    "gaussian-code-nbit": (HUES[1], "D"),
+    "gaussian-embedding": (HUES[2], "X"),
+    "gaussian-embedding-nbit": (HUES[2], "P"),
+    "metric-dp": (HUES[3], "v"),
+    "metric-dp-snd": (HUES[3], "*"),
+    "dp-forward": (HUES[4], "<"),
+    "dp-forward-released": (HUES[4], ">"),
+    "santext": (HUES[0], "p"),
+    "santext-plus": (HUES[0], "*"),
+    "custext": (HUES[1], "p"),
+    "custext-plus": (HUES[1], "*"),
+    "rantext": (HUES[2], "h"),
+    "inferdpt": (HUES[2], "p"),
+    "local-only": (HUES[3], "h"),
+}
+"""Method -> its colour and marker in every figure of every page; variants of a method share its colour."""
+_BITS = {1: ("v", (0, (1, 1.6))), 2: ("s", (0, (4, 2))), 4: ("o", "-"), 8: ("D", (0, (6, 1.5, 1, 1.5)))}
+"""Bits a coordinate -> marker and line of DEL where one figure has it at several."""
 
 FONT = 10.5
 _STYLE: Any = {
@@ -134,16 +159,17 @@ def success_axis(axes: Axes, axis: str, highest: float) -> None:
     (axes.set_xscale if axis == "x" else axes.set_yscale)("function", **scale)
     (axes.set_xlim if axis == "x" else axes.set_ylim)(-0.0005, top)
     target.set_major_locator(FixedLocator(ticks))
-    target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a method is drawn everywhere: stand-in colour and marker, and the tag that its curves carry."""
+    """How a method is drawn everywhere: stand-in colour, marker, the tag that its curves carry, and its line."""
 
     colour: str
     marker: str
     tag: str
+    line: Any = "-"
 
     @property
     def variable(self) -> str:
@@ -177,13 +203,24 @@ def styles(board: Leaderboard) -> dict[str, Style]:
 
 
 def styles_of(methods: Iterable[str]) -> dict[str, Style]:
-    """Style of each method; DEL's is the same in every report."""
-    others = [method for method in dict.fromkeys(methods) if method != arrange.REFERENCE]
-    drawn = {arrange.REFERENCE: Style(WITH, MARKERS[0], "m0")}
-    for number, method in enumerate(others):
-        hue, marker = HUES[number % len(HUES)], MARKERS[1 + number % (len(MARKERS) - 1)]
-        drawn[method] = Style(hue, marker, f"m{number + 1}")
-    return drawn
+    """Style of each method, and of DEL: the same on every page; unknown methods take looks that no known one has."""
+    names = list(dict.fromkeys([arrange.REFERENCE, *methods]))
+    unused = (look for look in itertools.product(HUES, MARKERS[1:]) if look not in _LOOKS.values())
+    looks = {name: _LOOKS.get(name) or next(unused) for name in names}
+    return {name: Style(*look, f"m{number}") for number, (name, look) in enumerate(looks.items())}
+
+
+def series_styles(names: Iterable[str]) -> dict[str, Style]:
+    """Style of series that are no methods of their own; the first has DEL's."""
+    others = zip(itertools.cycle(HUES), itertools.cycle(MARKERS[1:]), strict=False)
+    looks = itertools.chain([(WITH, MARKERS[0])], others)
+    return {name: Style(*look, f"m{number}") for number, (name, look) in enumerate(zip(names, looks, strict=False))}
+
+
+def at_bits(style: Style, bits: int | None, tag: str) -> Style:
+    """The style of a method at so many bits a coordinate: its colour, with a marker and a line that tell bits apart."""
+    marker, line = _BITS.get(bits or 0, (style.marker, style.line))
+    return Style(style.colour, marker, tag, line)
 
 
 def shapes() -> dict[str, str]:

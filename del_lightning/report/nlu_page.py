@@ -54,10 +54,10 @@ def render_markdown(board: NluLeaderboard) -> str:
 def _context(board: NluLeaderboard) -> dict[str, Any]:
     shown = nlu.columns(board)
     pictures = [
-        (f"{nlu.FIGURES[figure]} against attack success, {nlu.VARIANTS[variant]}.", Markup(svg))
+        (f"{nlu.FIGURES[figure]} against attack success, {nlu.VARIANTS[variant]}.", Markup(svg), names)
         for figure in ("auc", "accuracy")
         for variant in nlu.variants(board)
-        if (svg := nlu_plots.utility(board, variant, figure))
+        if (names := nlu_plots.drawn(board, variant)) and (svg := nlu_plots.utility(board, variant, figure))
     ]
     return {
         "board": board,

@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from del_lightning.report import drawing, words
-from del_lightning.report.drawing import HUES, INK, MARKERS, MUTED, PAPER, WITH, Shared, Style
+from del_lightning.report.arrange import REFERENCE
+from del_lightning.report.drawing import FONT, INK, MUTED, PAPER, Shared, Style
 from del_lightning.report.nlu import (
     FIGURES,
     VARIANTS,
@@ -16,35 +17,49 @@ from del_lightning.report.nlu import (
     majority,
     mechanism,
 )
+from del_lightning.report.plots import spread
 from del_lightning.report.schema import NluLeaderboard, NluRow
-
-LABEL_HEIGHT = 0.06
-"""Height of a figure's label, as a share of its axis."""
 
 
 def styles(*boards: NluLeaderboard) -> dict[str, Style]:
-    """Mechanism under test in any of the boards -> its colour and marker."""
-    names = list(dict.fromkeys(mechanism(row) for board in boards for row in fronts(board) if not row.is_control))
-    colours = (WITH, *HUES)
+    """Mechanism under test in any of the boards -> its look: its method's colour, and a marker for its bits."""
+    tested = [row for board in boards for row in fronts(board) if not row.is_control]
+    rows = {mechanism(row): row for row in reversed(tested)}
+    names = sorted(rows, key=lambda name: (rows[name].method != REFERENCE, rows[name].bits or 0))
+    methods = drawing.styles_of(row.method for row in tested)
     return {
-        name: Style(colours[number % len(colours)], MARKERS[number % len(MARKERS)], f"m{number}")
+        name: drawing.at_bits(methods[rows[name].method], _own_bits(rows[name]), f"m{number}")
         for number, name in enumerate(names)
     }
+
+
+def _own_bits(row: NluRow) -> int | None:
+    """Bits that the mechanism's name tells; others have no bits, or the one number of them that all have."""
+    return row.bits if mechanism(row).endswith((" bit", " bits")) else None
+
+
+def drawn(board: NluLeaderboard, variant: str) -> list[str]:
+    """The mechanisms that the figures of a way to classify show."""
+    return list(dict.fromkeys(mechanism(row) for row in _rows(board, variant)))
+
+
+def _rows(board: NluLeaderboard, variant: str) -> list[NluRow]:
+    return [row for row in board.rows if row.variant == variant and not row.is_control and row.asr]
 
 
 def utility(board: NluLeaderboard, variant: str, figure: str, shared: Shared | None = None) -> str:
     """A figure against the strongest attack's success, one line a mechanism; empty if nothing under test was run.
 
     Hollow markers stand at the nearest neighbour's success, the paper's ASR. ``shared`` is given on a page of many
-    boards.
+    boards. Names of mechanisms belong into a key beside the figure, those of controls stand at its right edge.
     """
     shared = shared or Shared("", styles(board))
-    rows = [row for row in board.rows if row.variant == variant and not row.is_control and row.asr]
+    rows = _rows(board, variant)
     if not rows:
         return ""
 
     def paint(canvas: Figure) -> None:
-        axes = canvas.add_axes((0.13, 0.15, 0.82, 0.74))
+        axes = canvas.add_axes((0.11, 0.15, 0.68, 0.74))
         drawing.success_axis(axes, "x", max(_rate(row) for row in rows))
         for name, style in shared.styles.items():
             _line(axes, sorted((row for row in rows if mechanism(row) == name), key=_rate), figure, style)
@@ -61,7 +76,8 @@ def _line(axes: Axes, rows: list[NluRow], figure: str, style: Style) -> None:
     if not rows:
         return
     values = [row.over_seeds[figure] for row in rows]
-    axes.plot([_rate(row) for row in rows], [value.value for value in values], color=style.colour, linewidth=0.9)
+    x, y = [_rate(row) for row in rows], [value.value for value in values]
+    axes.plot(x, y, color=style.colour, linestyle=style.line, linewidth=0.9)
     hollow: Any = {"markerfacecolor": PAPER, "markersize": 4.5, "linestyle": "none", "zorder": 2}
     for row, value in zip(rows, values, strict=True):
         nearest = [rate.value for name, rate in row.asr.items() if words.is_nearest(name)][:1]
@@ -71,20 +87,16 @@ def _line(axes: Axes, rows: list[NluRow], figure: str, style: Style) -> None:
 
 
 def _reference_lines(axes: Axes, references: list[tuple[str, float]]) -> None:
-    """Dashed lines, lowest first; those too near each other for a label of their own share one, above the upper."""
+    """Dashed lines, lowest first, with their names at the right of the plot, moved apart where lines are near."""
     for _, value in references:
         axes.axhline(value, color=MUTED, linewidth=0.9, dashes=(5, 3), zorder=1)
-    low, high = axes.get_ylim()
-    labels: list[tuple[list[str], float]] = []
-    for name, value in references:
-        if labels and value - labels[-1][1] < LABEL_HEIGHT * (high - low):
-            labels[-1] = ([*labels[-1][0], name], value)
-        else:
-            labels.append(([name], value))
-    for names, value in labels:
-        place: Any = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": "right"}
-        paper: Any = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}
-        axes.annotate(", ".join(names), (0.99, value), (0, 3), color=INK, bbox=paper, zorder=1.5, **place)
+    axes.get_ylim()  # brings the limits up to date that the heights below depend on
+    heights = [float(axes.transData.transform((1, value))[1]) for _, value in references]
+    for (name, value), height, placed in zip(
+        references, heights, spread(heights, 1.25 * FONT, axes.bbox.y1), strict=True
+    ):
+        place: Any = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "center"}
+        axes.annotate(name, (1, value), (6, placed - height), color=INK, fontsize=FONT - 1, **place)
 
 
 def _references(board: NluLeaderboard, variant: str, figure: str) -> Iterator[tuple[str, float]]:

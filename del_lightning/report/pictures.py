@@ -49,9 +49,7 @@ def frontier(dataset: str, series: Mapping[str, Sequence[tuple[Estimate, Estimat
     series = {title: points for title, points in series.items() if points}
     if not series:
         return ""
-    first, *others = series
-    found = drawing.styles_of([arrange.REFERENCE, *others])
-    looks = {first: found[arrange.REFERENCE], **{title: found[title] for title in others}}
+    looks = drawing.series_styles(series)
     titles = {title: title for title in series}
     figure = plots.frontier("frontier", series, looks)
     return _standalone(

@@ -126,6 +126,12 @@ def utility_curves(board: Leaderboard, name: str, shared: Shared | None = None) 
     return draw(shared.prefix + name, (5.4, 3.9), paint)
 
 
+def drawn(board: Leaderboard, name: str) -> list[str]:
+    """Methods that :func:`utility_curves` shows of a utility, DEL first."""
+    found = [entry for entry in arrange.tested(board) if _curve_of([entry], METRICS[name])]
+    return list(dict.fromkeys(entry.row.method for entry in found))
+
+
 def frontier(name: str, series: Mapping[str, Sequence[tuple[Estimate, Estimate]]], looks: Mapping[str, Style]) -> str:
     """R against the worst-case success rate over several boards.
 
@@ -172,8 +178,10 @@ def _utility_axis(axes: Axes, board: Leaderboard, metric: Metric, values: list[E
         axes.yaxis.set_major_formatter(FuncFormatter(plain))
     axes.grid(axis="y")
     axes.set_title(metric.title, loc="left", x=LEFT)
+    outside = {True: 0, False: 0}
     for name, value in lines:
-        _reference_line(axes, name, value)
+        drawn = _reference_line(axes, name, value, outside[value > finite[0]])
+        outside[value > finite[0]] += not drawn
 
 
 def _is_near(value: float, values: list[float], logarithmic: bool) -> bool:
@@ -189,17 +197,29 @@ def _reference_lines(board: Leaderboard, metric: Metric) -> list[tuple[str, floa
     return [(text, value.value) for name, text in names.items() if (value := found.get(name)) is not None]
 
 
-def _reference_line(axes: Axes, name: str, value: float) -> None:
-    """A dashed line with its name; only the name and the number at the edge where the line lies outside."""
+def _reference_line(axes: Axes, name: str, value: float, before: int = 0) -> bool:
+    """A dashed line with its name at the left; name and number at the right edge where the line lies outside.
+
+    Args:
+        axes: With their limits set.
+        name: Of the line.
+        value: Its height.
+        before: How many names stand at that edge already.
+
+    Returns:
+        Whether the line lies within the axes.
+    """
     low, high = sorted(axes.get_ylim())
-    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": FONT - 1.5, "color": INK, "ha": "left"}
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": FONT - 1.5, "color": INK}
     if low <= value <= high:
         axes.axhline(value, color=MUTED, linewidth=0.9, dashes=(5, 3), zorder=1)
-        axes.annotate(name, (0, value), (4, 3), xycoords=axes.get_yaxis_transform(), **style)
-        return
+        axes.annotate(name, (0, value), (4, 3), xycoords=axes.get_yaxis_transform(), ha="left", **style)
+        return True
     arrow, height, shift, align = ("↓", 0, 4, "bottom") if value < low else ("↑", 1, -4, "top")
+    offset = shift + (FONT if value < low else -FONT) * before
     text = f"{arrow} {name} {words.number(value)}"
-    axes.annotate(text, (0, height), (4, shift), xycoords="axes fraction", va=align, **style)
+    axes.annotate(text, (1, height), (-4, offset), xycoords="axes fraction", ha="right", va=align, **style)
+    return False
 
 
 def _plot_curve(axes: Axes, curve: list[tuple[Entry, Estimate, Estimate]], style: Style, bars: bool) -> None:
@@ -466,7 +486,7 @@ def _attack_line(
     low, high = ([r.value if (end := getattr(r, side)) is None else end for r in rates] for side in ("low", "high"))
     axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.plot(x, [r.value for r in rates], color=colour, marker=marker, markersize=4.5, linewidth=1.4, clip_on=False)
-    return rates[-1].value, attack, colour
+    return rates[-1].value, words.attack_name(attack), colour
 
 
 def _end_labels(axes: Axes, ends: list[tuple[float, str, str]]) -> None:

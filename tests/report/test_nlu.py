@@ -9,7 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from del_lightning.report import nlu, nlu_page, nlu_plots, nlu_prose
+from del_lightning.report import drawing, nlu, nlu_page, nlu_plots, nlu_prose
 from del_lightning.report.schema import Estimate, NluAttribute, NluCost, NluLeaderboard, NluRow, NluValidation
 from del_lightning.report.stored import rounded
 from tests.report.factory import calibration, make_board, rate
@@ -109,7 +109,7 @@ def test_ways_to_classify_stand_side_by_side_end_to_end_first() -> None:
         for figure in ("Accuracy", "F1", "AUC")
     ]
     assert [column.line for column in shown[6:]] == [
-        "ASR (nearest neighbour (cosine))",
+        "ASR (nearest neighbour)",
         "ASR (Bayes-optimal)",
         "ASR (strongest that was run)",
         "ε of a text (δ = 10⁻⁵)",
@@ -118,7 +118,7 @@ def test_ways_to_classify_stand_side_by_side_end_to_end_first() -> None:
     best = next(front for front in nlu.fronts(board()) if front.label == "DEL, 4 bits, ASR 0.1")
     cells = [column.cell(best) for column in shown]
     assert (cells[0].text, cells[0].small) == ("0.562", ("[0.532, 0.592]",))
-    assert (cells[2].text, cells[6].text) == ("0.613", "0.0950")
+    assert (cells[2].text, cells[6].text) == ("0.613", "9.5%")
 
 
 def test_a_front_end_stands_once_and_controls_first() -> None:
@@ -275,7 +275,23 @@ def test_figures_stand_at_the_strongest_attack(monkeypatch: pytest.MonkeyPatch) 
 def test_mechanisms_are_told_apart_by_shape_and_colour() -> None:
     drawn = nlu_plots.styles(board())
     assert list(drawn) == ["DEL, 1 bit", "DEL, 4 bits"]
-    assert len({(style.colour, style.marker) for style in drawn.values()}) == 2
+    assert len({style.marker for style in drawn.values()}) == 2
+    assert {style.colour for style in drawn.values()} == {drawing.styles_of(["del"])["del"].colour}
+    alone = board(rows=[one for one in board().rows if one.is_control or one.bits == 4])
+    assert nlu_plots.styles(alone)["DEL, 4 bits"].marker == drawn["DEL, 4 bits"].marker
+
+
+def test_names_of_controls_stand_beside_the_plot_and_a_key_under_each_figure() -> None:
+    svg = nlu_plots.utility(board(), "snd", "auc")
+    axes = re.search(r'patch_2">\s*<path d="M ([\d.]+) [\d.]+ \nL ([\d.]+) ', svg)
+    assert axes is not None
+    places = {name: float(x) for x, name in re.findall(r'<text[^>]*x="([\d.]+)"[^>]*>(clean text|length only)<', svg)}
+    assert places
+    assert min(places.values()) > float(axes[2])
+    page = nlu_page.render_html(board())
+    section = page[page.index('<section id="utility"') : page.index('<section id="cost"')]
+    assert section.count("<figure>") == section.count('<p class="key">') > 0
+    assert '<p class="key">' not in section[: section.index("<figure>")]
 
 
 @pytest.mark.parametrize(("seeds", "trainings"), [([0], "one training"), ([0, 1, 2], "3 trainings")])

@@ -4,9 +4,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from del_lightning.report import drawing, plots
+from del_lightning.config import METHODS
+from del_lightning.report import drawing, plots, words
 from del_lightning.report.schema import Estimate, TrainingCurve
-from tests.report.factory import STRENGTH, attack_curve, make_board, make_large_board, other_row, row
+from tests.report.factory import STRENGTH, attack_curve, estimate, make_board, make_large_board, other_row, row
 
 
 def drawn_markers(svg: str, colour: str) -> int:
@@ -29,6 +30,37 @@ def test_each_method_has_its_own_look() -> None:
     svg = plots.utility_curves(make_large_board(), "retained")
     for style in (found["del"], found["metric"], found["gaussian"]):
         assert f"var(--{style.variable})" in svg
+
+
+def test_a_method_looks_the_same_whatever_else_a_page_shows() -> None:
+    tested = [name for name in METHODS if name not in ("clean", "mean", "random", "projection")]
+    everything = drawing.styles_of(tested)
+    looks = {(style.colour, style.marker) for style in everything.values()}
+    assert len(looks) == len(tested)
+    for name in tested:
+        alone = drawing.styles_of([name])[name]
+        assert (alone.colour, alone.marker) == (everything[name].colour, everything[name].marker)
+    assert [everything[name].variable for name in ("del", "del-plus")] == ["with", "hue-1"]
+
+
+def test_bits_change_a_methods_marker_and_line_but_not_its_colour() -> None:
+    style = drawing.styles_of(["del"])["del"]
+    found = [drawing.at_bits(style, bits, f"m{bits}") for bits in (1, 2, 4, 8)]
+    assert {one.colour for one in found} == {style.colour}
+    assert len({one.marker for one in found}) == len({one.line for one in found}) == 4
+    assert drawing.at_bits(style, None, style.tag) == style
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.5], ids=["line within the axes", "line outside"])
+def test_names_of_controls_do_not_meet(mean: float) -> None:
+    """Where every method is behind no text at all, both controls lie at or above the top of the axes."""
+    controls = [row("mean", True, retained=estimate(mean)), row("clean", True, retained=estimate(1.0))]
+    behind = [row(0.1, True, retained=estimate(-0.2)), row(0.02, True, retained=estimate(-0.1))]
+    svg = plots.utility_curves(make_board(rows=[*behind, *controls]), "retained")
+    found = re.findall(r'text-anchor: (\w+)[^>]*y="([\d.]+)"[^>]*>(?:↑ )?(?:mean embedding|clean prompt)', svg)
+    assert len(found) == len(set(found)) == 2
+    (one, upper), (other, lower) = found
+    assert one != other or abs(float(upper) - float(lower)) >= 9
 
 
 def test_curves_carry_their_methods_tag() -> None:
@@ -155,7 +187,7 @@ def test_attack_curves_draw_every_attack_with_its_band_and_the_bound() -> None:
     for _, svg in figures:
         ElementTree.fromstring(svg)
         text = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
-        assert set(STRENGTH) | {"certified, one token"} <= set(text)
+        assert {*map(words.attack_name, STRENGTH), "certified, one token"} <= set(text)
         assert svg.count("FillBetweenPolyCollection") == len(STRENGTH)
     assert plots.attack_curves(make_board()) == []
 
