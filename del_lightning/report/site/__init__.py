@@ -5,6 +5,7 @@ pareto       who is beaten in everything by nobody
 overview     the tables across runs
 figures      utility against the strongest attack, run by run
 claims       how a claim of the paper is held against measured rows
+coverage     what of the paper the runs behind a verdict cover, what is missing, and whose code made them
 replication  every table and figure of the paper, and what our runs say to it
 pages        the pages, and ``write_site``
 """

@@ -3,6 +3,7 @@
 Nothing here is a result of ours: those are computed by :mod:`del_lightning.report.site.rules` from the loaded runs.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,21 @@ from del_lightning.report import words
 from del_lightning.report.schema import NluLeaderboard
 from del_lightning.report.site import away, own_settings, rules
 from del_lightning.report.site.claims import Finding, listed
+from del_lightning.report.site.coverage import Part, Scope
 from del_lightning.report.site.runs import Board, Run
 
 PAPER_GENERATION = (
     "LLMs of 7B to 72B and a 16B mixture of experts; WikiText-2, PTB and CNN/DailyMail; 20,000 codec and 4,000 "
     "soft-prompt steps; COH by a SimCSE encoder."
 )
+
+_LLMS = (
+    Part("LLMs of 7B to 72B", r"(?<![\d.])([7-9]|[1-6]\d|7[0-2])b\b"),
+    Part("a 16B mixture of experts", r"\b16b\b|moe"),
+)
+_CORPORA = ("WikiText-2", "PTB", "CNN/DailyMail")
+_BITS = tuple(Part(f"n = {bits}", rf"\bn = {bits}\b") for bits in (1, 2, 4, 8))
+_TARGETS = tuple(Part(f"ASR {target}", rf"ASR {target}(?!\d)") for target in ("0.02", "0.1", "0.15"))
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,7 @@ class Item:
         claim: What the paper says, in our words, with its numbers as far as known.
         setting: Where the paper measured it.
         criterion: The rule in words: what is compared, and what counts as agreement.
+        scope: What it covers, as far as known.
         rule: From the loaded runs to a verdict.
     """
 
@@ -38,6 +49,7 @@ class Item:
     claim: str
     setting: str
     criterion: str
+    scope: Scope
     rule: Callable[[Sequence[Run]], Finding]
 
 
@@ -53,6 +65,7 @@ ITEMS = (
         "COH of DEL with its soft prompt minus COH of each method, at every nearest-neighbour target that both were "
         "calibrated to, averaged over trainings where there are several. Agrees where the interval lies above 0 and "
         "the mean embedding with a soft prompt, which sends the length alone, is shown to lie below 0.",
+        Scope(_CORPORA, _LLMS, (Part("RANTEXT", "RANTEXT,"), Part("InferDPT", "InferDPT,")), _TARGETS),
         rules.coherence(("rantext", "inferdpt"), "RANTEXT or InferDPT"),
     ),
     Item(
@@ -62,6 +75,12 @@ ITEMS = (
         "Sets further methods that privatise text or embeddings beside DEL. Read as: DEL is ahead of them too.",
         PAPER_GENERATION,
         "As above, for SANTEXT, CUSTEXT, metric DP and DP-Forward with their variants.",
+        Scope(
+            _CORPORA,
+            _LLMS,
+            tuple(Part(name, f"{re.escape(name)},") for name in ("SANTEXT", "CUSTEXT", "Metric DP", "DP-Forward")),
+            _TARGETS,
+        ),
         rules.coherence(rules.FURTHER, "SANTEXT, CUSTEXT, metric DP or DP-Forward"),
     ),
     Item(
@@ -74,6 +93,7 @@ ITEMS = (
         "Paired difference in nats a token, Gaussian minus DEL, at equal nearest-neighbour ASR and at equal "
         "guarantee, with a soft prompt where both have one. Agrees where the interval lies above −ln 1.1 (DEL's "
         "perplexity is less than 10% higher) and the mean embedding, which sends nothing, is shown to lie below it.",
+        Scope(("PTB",), (Part("Qwen2.5-7B", r"qwen2\.5-7b"),)),
         rules.gaussian,
     ),
     Item(
@@ -87,6 +107,12 @@ ITEMS = (
         "For each curve: success of either attack at the loosest setting minus that at the strictest; agrees above 0. "
         "For DEL at each calibrated setting: the nearest neighbour's success minus the strongest other attack's; "
         "agrees where the interval lies above −2 points, because only then one stands for the other.",
+        Scope(
+            settings=(
+                Part("inversion by the nearest neighbour", "nearest neighbour"),
+                Part("input inference", rules.INPUT_INFERENCE),
+            ),
+        ),
         rules.attacks,
     ),
     Item(
@@ -99,6 +125,14 @@ ITEMS = (
         "Six-layer denoiser at the server, accuracy and AUC.",
         "AUC at equal nearest-neighbour ASR: DEL minus metric DP, and DEL with minus without soft prompt. Agrees "
         "where both intervals, over seeds and over examples, lie above 0.",
+        Scope(
+            tuple(f"GLUE {task.upper()}" for task in rules.PAPER_TASKS),
+            methods=(Part("metric DP", "Metric DP,"),),
+            settings=(
+                Part("a denoiser at the server", r"denoiser at the server(?! \+)"),
+                Part("the same with a soft prompt", r"denoiser at the server \+ soft prompt"),
+            ),
+        ),
         rules.understanding,
     ),
     Item(
@@ -109,6 +143,7 @@ ITEMS = (
         PAPER_GENERATION,
         "Nats a token behind no soft prompt minus those behind the transferred one, at the same mu. Agrees where the "
         "interval lies above 0.",
+        Scope(models=_LLMS, settings=(Part("trained on C4", "trained on c4 "),)),
         away.data_transfer,
     ),
     Item(
@@ -120,6 +155,7 @@ ITEMS = (
         PAPER_GENERATION,
         "Nats a token behind no soft prompt minus those behind the transferred one, and behind the transferred one "
         "minus those behind the matched one. Agrees where both intervals lie above 0.",
+        Scope(models=_LLMS, settings=(Part("trained at mu 52, used at 40", r"at mu 40\D.*trained on \w+ at mu 52"),)),
         away.mu_transfer,
     ),
     Item(
@@ -132,6 +168,14 @@ ITEMS = (
         "Two runs that differ in the width alone, at the same mu: difference in nats a token. Agrees where the "
         "interval lies on the narrow code's side below mu 34.6, the geometric mean of 20 and 60, and on the "
         "wide code's above it.",
+        Scope(
+            models=_LLMS,
+            settings=(
+                Part("mu 20", r"μ\s=\s20\D"),
+                Part("mu 60", r"μ\s=\s60\D"),
+                Part("d = 128", r"\bd = 128\b"),
+            ),
+        ),
         own_settings.width,
     ),
     Item(
@@ -144,6 +188,7 @@ ITEMS = (
         "Runs that differ in the bits alone, at the same target or mu: nats a token at the most bits minus those at "
         "fewer. Agrees where the interval lies above −ln 1.1 (fewer bits cost less than 10% of perplexity) and no bits "
         "at all, the mean embedding, are shown to lie below it.",
+        Scope(models=_LLMS, settings=_BITS),
         own_settings.bits,
     ),
     Item(
@@ -154,6 +199,7 @@ ITEMS = (
         "Bits a token against an embedding of 32-bit floats.",
         "Nominal bits a token of DEL at d = b / 32. Agrees if the saving is 32 × 32 / n within 1%, n = 1 among the "
         "runs.",
+        Scope(settings=_BITS[:1]),
         own_settings.payload,
     ),
 )
@@ -161,15 +207,14 @@ ITEMS = (
 
 
 def circumstances(finding: Finding) -> str:
-    """Where our side was measured; empty without a run."""
+    """How our side was trained and measured; empty without a run."""
     runs = finding.runs
     if not runs:
         return ""
-    schedules = listed([words.schedule(run.board) for run in runs if run.board.schedule])
-    parts = [listed([run.board.model for run in runs]), listed([run.data for run in runs]), schedules, _sizes(runs)]
+    parts = [listed([words.schedule(run.board) for run in runs if run.board.schedule]), _sizes(runs)]
     encoders = listed([run.board.encoder for run in runs if not isinstance(run.board, NluLeaderboard)])
     if encoders:
-        parts += ["every part trained once, except where a comparison says otherwise", f"COH by {encoders}"]
+        parts.append(f"COH by {encoders}")
     return "; ".join(filter(None, parts)) + "."
 
 
