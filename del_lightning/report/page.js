@@ -32,12 +32,18 @@ for (const key of keys) {
     }
   });
 }
-// A link to a closed group opens it.
+// A link to a closed group, or to a section that begins with one, opens it.
 const reveal = () => {
   const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (target instanceof HTMLDetailsElement) target.open = true;
+  const folded = target instanceof HTMLDetailsElement ? target : target && target.querySelector(":scope > details");
+  if (folded) folded.open = true;
 };
 addEventListener("hashchange", reveal);
 reveal();
 // Paper has no disclosure triangles.
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((item) => { item.open = true; }));
+// A table that is wider than its frame says so; a closed group has no width until it is opened.
+const frames = new ResizeObserver((entries) => {
+  for (const { target } of entries) target.classList.toggle("cut", target.scrollWidth > target.clientWidth + 1);
+});
+document.querySelectorAll(".scroll").forEach((frame) => frames.observe(frame));

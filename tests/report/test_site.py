@@ -12,17 +12,35 @@ from markupsafe import escape
 
 from del_lightning.config import Config, ReportConfig, StageConfig
 from del_lightning.errors import ArtifactError, ConfigError
-from del_lightning.report.schema import Estimate, Leaderboard, PairedDifference, Texts, TransferBoard, TransferCell
+from del_lightning.report.schema import (
+    Estimate,
+    Leaderboard,
+    NluLeaderboard,
+    PairedDifference,
+    Texts,
+    TransferBoard,
+    TransferCell,
+)
 from del_lightning.report.site import load, write_site
 from del_lightning.report.site.claims import Comparison, minus, weigh
-from del_lightning.report.site.overview import FEWEST, covering
+from del_lightning.report.site.overview import FEWEST, HEADINGS, WITH_PROMPT, covering
 from del_lightning.report.site.pareto import front
 from del_lightning.report.site.replication import ITEMS
 from del_lightning.report.site.runs import Run
 from del_lightning.stages import report
 from del_lightning.stages.checks import check
 from del_lightning.stages.workspace import Workspace
-from tests.report.factory import estimate, make_board, make_gallery, make_large_board, make_samples
+from tests.report.factory import (
+    attack_curve,
+    attacked,
+    estimate,
+    make_board,
+    make_gallery,
+    make_large_board,
+    make_samples,
+    rate,
+)
+from tests.report.test_nlu import board as glue
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 CELL: dict[str, Any] = {"perplexity": estimate(40.0), "coherence": estimate(0.2), "agreement": estimate(0.3)}
@@ -44,7 +62,7 @@ class Links(HTMLParser):
             self.names.append(found["id"] or "")
 
 
-def store(folder: Path, board: Leaderboard | TransferBoard, name: str = "leaderboard.json") -> Path:
+def store(folder: Path, board: Leaderboard | NluLeaderboard | TransferBoard, name: str = "leaderboard.json") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(board.model_dump_json())
     return folder
@@ -152,7 +170,55 @@ def test_a_line_a_setting_and_what_is_compared(tmp_path: Path) -> None:
     for label in labels:
         assert text.count(f'data-sort="{escape(label)}"') == 1
     assert "◆" in text
-    assert text.count('<select data-key="') == 2  # method and matching; one data set and one model leave no choice
+    # Soft prompt, method and matching; one data set and one model leave no choice.
+    assert re.findall(r'<select data-key="(\w+)"', text) == ["prompt", "method", "matching"]
+
+
+def test_the_first_page_begins_with_soft_prompts_and_explains_its_columns(tmp_path: Path) -> None:
+    text = site(tmp_path, make_large_board(), make_transfer()).read_text(encoding="utf-8")
+    places = [text.index(f'id="{name}"') for name in ("glossary", "generation", "curves", "runs")]
+    assert places == sorted(places)
+    assert "<h2>Text generation with soft prompts</h2>" in text
+    assert f"<option selected>{WITH_PROMPT}</option>" in text
+    table = text[text.index('<section id="generation"') : text.index('<section id="curves"')]
+    headings = re.findall(r'<th scope="col"[^>]*?( title="[^"]{20,}")?><button', table)
+    assert len(headings) == len(HEADINGS)
+    assert all(headings)
+    listed = re.findall(r"<dt>([^<]*)</dt>", text[: text.index('<section id="generation"')])
+    asked = {"R", "PPL", "COH", "ASR", "Strongest attack", "μ", "ε, δ", "n", "Soft prompt", "Certified bound"}
+    assert asked | {"Bits a token", "◆"} <= set(listed)
+    assert re.search(r'<details class="glossary" id="glossary">', text), "folded until somebody asks"
+
+
+def test_a_figure_has_a_key_of_its_methods_beside_it(tmp_path: Path) -> None:
+    text = site(tmp_path, make_large_board()).read_text(encoding="utf-8")
+    (figure,) = re.findall(r"<figure>.*?</figure>", text, re.DOTALL)
+    names = re.findall(r"</svg>([^<]+)</span>", figure[figure.rindex('<p class="key">') :])
+    assert "DEL" in names
+    assert "SANTEXT" not in names, "it has no soft prompt and so no R"
+
+
+def test_pages_can_be_read_without_seeing_them(tmp_path: Path) -> None:
+    board = make_large_board(attack_curves=[attack_curve()], attacked=[attacked("DEL, ASR 0.1", 0.1, 0.2, 0.3)])
+    recovery = {one: {"top-1": rate(0.1)} for one in ("nearest neighbour (cosine)", "Bayes-optimal")}
+    board = board.model_copy(update={"rows": [row.model_copy(update={"recovery": recovery}) for row in board.rows]})
+    folder = store(tmp_path / "results" / "0", board)
+    texts = Texts(title=board.title, generated=board.generated, samples=make_samples(board), gallery=make_gallery())
+    (folder / "texts.json").write_text(texts.model_dump_json())
+    store(tmp_path / "results" / "1", make_transfer())
+    store(tmp_path / "results" / "2", glue())
+    home = write_site(tmp_path / "site", load([tmp_path / "results"]).runs)
+    pages = list(home.parent.rglob("*.html"))
+    assert len(pages) == 5
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert '<html lang="en">' in text
+        assert text.count("<h1") == text.count("<main") == 1
+        assert text.count("<table") == len(re.findall(r"<table[^>]*>\s*<caption[^>]*>[^<]{5,}</caption>", text)), page
+        assert text.count("<figure") == len(re.findall(r'role="img" aria-label="[^"]{10,}"', text)), page
+        assert "<img" not in text
+        names = Links(page).names
+        assert len(names) == len(set(names))
 
 
 def test_many_runs_open_with_the_fewest_that_have_every_method(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_filter_leaves_the_rows_that_it_names(page: Page) -> None:
 
 def test_links_lead_to_runs_and_back(page: Page) -> None:
     home = page.url
-    page.locator(".leaderboard tbody td a").first.click()
+    page.locator(".leaderboard tbody tr:visible td a").first.click()
     assert "/runs/" in page.url
     assert page.locator("h1").first.inner_text()
     page.go_back()
@@ -78,6 +78,38 @@ def test_links_lead_to_runs_and_back(page: Page) -> None:
 def test_nothing_is_blocked_or_missing(page: Page) -> None:
     page.reload()
     assert page.trouble == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("width", [1300, 800])
+def test_no_column_is_cut_off_unsaid(page: Page, committed_site: Path, width: int) -> None:
+    home, size = page.url, page.viewport_size
+    page.set_viewport_size({"width": width, "height": 900})
+    for name in ("index.html", "replication.html", "runs/ptb-attacks.html", "runs/mrpc-leaderboard.html"):
+        page.goto((committed_site.resolve().parent / name).as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach((item) => { item.open = true; })")
+        page.wait_for_timeout(300)
+        frames = page.evaluate(
+            "[...document.querySelectorAll('.scroll')]"
+            ".map((one) => [one.scrollWidth > one.clientWidth + 1, one.classList.contains('cut')])"
+        )
+        assert frames
+        assert all(wide == said for wide, said in frames), name
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
+        if name == "index.html":
+            assert [wide for wide, _ in frames[:2]] == [width < 1000] * 2
+    page.set_viewport_size(size or {"width": 1280, "height": 720})
+    page.goto(home)
+
+
+def test_a_link_to_a_folded_section_opens_it(page: Page, committed_site: Path) -> None:
+    home = page.url
+    page.goto(committed_site.resolve().as_uri())
+    for name in ("classification", "glossary"):
+        folded = page.locator(f"details#{name}, #{name} > details").first
+        assert not folded.evaluate("(item) => item.open")
+        page.locator(f"nav a[href='#{name}']").click()
+        page.wait_for_function("(item) => item.open", arg=folded.element_handle())
+    page.goto(home)
 
 
 def test_committed_results_are_shown_without_trouble(page: Page, committed_site: Path) -> None:

@@ -11,6 +11,7 @@ from del_lightning.report.drawing import Shared, Style
 from del_lightning.report.schema import Leaderboard, NluLeaderboard
 from del_lightning.report.site.overview import Fronts
 from del_lightning.report.site.runs import Run
+from del_lightning.report.site.runs import generation as continuing
 
 SHOWN = ("retained", "ppl-prompted", "ppl-plain")
 """The first of these that a run has is drawn: R says most, and perplexity without a soft prompt least."""
@@ -18,21 +19,17 @@ SHOWN = ("retained", "ppl-prompted", "ppl-plain")
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure of one run: its words for those who cannot see it, and the SVG."""
+    """A figure of one run: its words for those who cannot see it, the SVG, and (mark, name) of each line's key."""
 
     run: Run
     alt: str
     svg: Markup
+    key: list[tuple[str, str]]
 
 
-def method_styles(runs: Sequence[Run]) -> tuple[dict[str, Style], dict[str, str]]:
-    """Style of every method under test in the runs that continue text, and its name."""
-    names: dict[str, str] = {}
-    for run in runs:
-        if isinstance(run.board, Leaderboard):
-            names = arrange.method_names(run.board) | names
-    styles = drawing.styles_of(names) if names else {}
-    return {method: style for method, style in styles.items() if method in names}, names
+def method_styles(runs: Sequence[Run]) -> dict[str, Style]:
+    """Style of every method under test in the runs that continue text."""
+    return drawing.styles_of(name for _, board in continuing(runs) for name in arrange.method_names(board))
 
 
 def generation(runs: Sequence[Run], styles: dict[str, Style], fronts: Fronts) -> Iterator[Drawn]:
@@ -44,7 +41,9 @@ def generation(runs: Sequence[Run], styles: dict[str, Style], fronts: Fronts) ->
             ringed = fronts.labels(run)[0 if name == "ppl-plain" else 1]
             svg = plots.utility_curves(run.board, name, Shared(f"{run.slug}-", styles, ringed))
             if svg:
-                yield Drawn(run, f"{plots.METRICS[name].title} against the worst-case attack success rate", Markup(svg))
+                alt = f"{plots.METRICS[name].title} against the worst-case attack success rate"
+                names = arrange.method_names(run.board)
+                yield Drawn(run, alt, Markup(svg), [(method, names[method]) for method in plots.drawn(run.board, name)])
                 break
 
 
@@ -58,8 +57,33 @@ def classification(runs: Sequence[Run]) -> tuple[dict[str, Style], list[Drawn]]:
                 svg = nlu_plots.utility(run.board, variant, "auc", Shared(f"{run.slug}-", styles))
                 if svg:
                     alt = f"AUC of {nlu.VARIANTS[variant]} against the strongest attack's success"
-                    drawn.append(Drawn(run, alt, Markup(svg)))
+                    names = nlu_plots.drawn(run.board, variant)
+                    drawn.append(Drawn(run, alt, Markup(svg), [(name, name) for name in names]))
     return styles, drawn
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures that are shown or folded together."""
+
+    title: str
+    note: str
+    figures: list[Drawn]
+
+
+def groups(generated: Sequence[Drawn], classified: Sequence[Drawn], some: bool) -> list[Group]:
+    """Figures of text generation, then those of each task; ``some``: whether runs that continue text have none."""
+    note = "Bars are 95% intervals; a ring marks a setting on the Pareto front; dashed lines are controls."
+    if some:
+        note += " Drawn are the fewest runs with every method of a data set and model; the others have their own pages."
+    found = [Group("Text generation", note, list(generated))]
+    note = (
+        "A figure a run and way to classify. Bars are 95% intervals over seeds; hollow markers: the nearest neighbour "
+        "alone; dashed lines: clean text, and a server that learns the length only. At n bits DEL has its own marker."
+    )
+    for task in dict.fromkeys(one.run.data for one in classified):
+        found.append(Group(task, note, [one for one in classified if one.run.data == task]))
+    return [group for group in found if group.figures]
 
 
 def marks(styles: dict[str, Style]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from del_lightning.report.tables import (
     estimate_cell,
     missing,
     parameter_cell,
+    rate_cell,
     worst_cell,
 )
 
@@ -39,6 +40,8 @@ ON_FRONT = "◆"
 CONTROL = "control"
 FEWEST = "the fewest with every method"
 """What the table of many runs shows first: trainings and settings of one method would bury the others."""
+WITH_PROMPT, WITHOUT_PROMPT = "with", "without"
+"""Rows with a soft prompt are shown first: only they have an R, and the paper's results are of them."""
 MATCHED: dict[Matching | None, str] = {
     "nearest": "nearest-neighbour ASR",
     "worst": "worst-case ASR",
@@ -49,29 +52,85 @@ MATCHED: dict[Matching | None, str] = {
 WORDING = ("prefix", "min_words", "prompt_words", "max_prompts", "max_prompt_tokens", "reference_tokens")
 """Settings of the data that decide which prompts are continued, and how far."""
 
-HEADINGS = (
+_COLUMNS = (
     ("Method", ()),
     ("Data set", ("run",)),
-    ("PPL", ("no soft prompt",)),
     ("PPL", ("+ soft prompt",)),
     ("R", ("information retained",)),
-    ("COH", ("best row",)),
-    ("ASR", ("nearest neighbour",)),
     ("ASR", ("worst of all",)),
+    ("ASR", ("nearest neighbour",)),
     ("Parameter", ("with exact ε",)),
     ("Bits a token", ()),
+    ("COH", ("best row",)),
+    ("PPL", ("no soft prompt",)),
 )
-NLU_HEADINGS = (
+_NLU_COLUMNS = (
     ("Front-end", ()),
     ("Task", ("run",)),
     ("Way to classify", ()),
-    ("Accuracy", ("over seeds",)),
     ("AUC", ("over seeds",)),
-    ("ASR", ("nearest neighbour",)),
+    ("Accuracy", ("over seeds",)),
     ("ASR", ("worst of all",)),
+    ("ASR", ("nearest neighbour",)),
     ("ε of a text", ()),
     ("Bits a token", ()),
 )
+_OWN_TERMS = (
+    (
+        "Method",
+        "What turns the embedding of a private token into what is sent, and how strict: “ASR 0.1” was calibrated so "
+        "that the nearest neighbour reads a tenth of the tokens, “worst ASR 0.1” so that the strongest calibrated "
+        "attack does.",
+    ),
+    (
+        "Clean prompt, Mean embedding",
+        "Controls. Clean: the server reads the prompt. Mean embedding: every token is the same vector, so nothing but "
+        "the prompt's length is sent; what it reaches needs no prompt.",
+    ),
+    (
+        "Certified bound",
+        "The most that any attacker who knows only how frequent tokens are can read, whatever it computes. It is on "
+        "the pages of runs. Attackers who read the context know more.",
+    ),
+    (
+        ON_FRONT,
+        "On the Pareto front: no other setting on the same prompts is better in perplexity, strongest attack and bits "
+        "at once.",
+    ),
+)
+_SHARED_TERMS = (
+    *("Soft prompt", "PPL", "R", "COH", "ASR", "Strongest attack"),
+    *("μ", "μ eff", "ε, δ", "η", "Bits a token", "n"),
+)
+_NLU_TERMS = ("AUC", "End to end", "SnD framework", "ε of a text")
+
+
+def glossary() -> list[tuple[str, str]]:
+    """(term, meaning) of everything that the tables of the first page name."""
+    shared, classified = dict(words.GLOSSARY), dict(nlu.GLOSSARY)
+    found = [*_OWN_TERMS[:2], *((term, shared[term]) for term in _SHARED_TERMS)]
+    return [*found, *_OWN_TERMS[2:], *((term, classified[term]) for term in _NLU_TERMS)]
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A column's name, lines of small type under it, and what the pointer reveals."""
+
+    name: str
+    small: tuple[str, ...]
+    title: str
+
+
+def _headings(columns: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[Heading, ...]:
+    own = dict(_OWN_TERMS) | {term: dict(nlu.GLOSSARY)[term] for term in _NLU_TERMS}
+    own |= {"Front-end": own["Method"], "Data set": "Data set, and the run that the line is from."}
+    own |= {"Task": "GLUE task, and the run that the line is from.", "Accuracy": "Share of texts classified rightly."}
+    own["Way to classify"] = f"{own['End to end']} SnD: {own['SnD framework']}"
+    return tuple(Heading(name, small, own.get(name) or words.meaning(name, small)) for name, small in columns)
+
+
+HEADINGS = _headings(_COLUMNS)
+NLU_HEADINGS = _headings(_NLU_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -193,17 +252,18 @@ def _line(run: Run, entry: Entry, marks: tuple[bool, bool], among: str) -> Line:
     no_r = "needs a soft prompt on this row and on the clean and mean controls"
     cells = [
         Cell(run.data, (board.title,), title=board.model),
-        _marked(estimate_cell(_perplexity(entry.plain), "not measured", -1), marks[0]),
         _marked(estimate_cell(_perplexity(entry.prompted), "no soft prompt was trained", -1), marks[1]),
         _marked(estimate_cell(entry.retained, no_r, -1), marks[1] and entry.retained is not None),
-        estimate_cell(entry.best.coherence, "not measured", -1),
-        estimate_cell(words.attack_result(row, words.is_nearest), "this attack was not run", -1),
         worst_cell(row, -1),
+        rate_cell(words.attack_result(row, words.is_nearest), "this attack was not run", -1),
         parameter_cell(row),
         bits_cell(row.communication),
+        estimate_cell(entry.best.coherence, "not measured", -1),
+        _marked(estimate_cell(_perplexity(entry.plain), "not measured", -1), marks[0]),
     ]
     keys = {
         "runs": among,
+        "prompt": WITHOUT_PROMPT if entry.prompted is None else WITH_PROMPT,
         "data": run.data,
         "model": board.model,
         "method": entry.name,
@@ -238,10 +298,10 @@ def _nlu_line(run: Run, row: NluRow) -> Line:
     cells = [
         Cell(run.data, (run.board.title,), title=run.board.model),
         Cell(f"{nlu.framework(row.variant)}: {nlu.VARIANTS[row.variant]}"),
-        estimate_cell(row.over_seeds.get("accuracy"), "not measured", -1),
         estimate_cell(row.over_seeds.get("auc"), "not measured", -1),
-        estimate_cell(nearest, "nothing is sent", -1),
-        estimate_cell(worst, "nothing is sent", -1),
+        estimate_cell(row.over_seeds.get("accuracy"), "not measured", -1),
+        rate_cell(worst, "nothing is sent", -1),
+        rate_cell(nearest, "nothing is sent", -1),
         nlu.epsilon_cell(row) if row.privacy is not None else missing("nothing is sent"),
         nlu.bits_cell(row),
     ]
@@ -273,12 +333,20 @@ class Filter:
 
 def filters(found: Sequence[Line]) -> list[Filter]:
     """Every filter that leaves a choice."""
-    names = {"runs": "Runs", "data": "Data set", "model": "Model", "method": "Method", "matching": "Matched by"}
+    names = {
+        "runs": "Runs",
+        "prompt": "Soft prompt",
+        "data": "Data set",
+        "model": "Model",
+        "method": "Method",
+        "matching": "Matched by",
+    }
     made = []
     for key, name in names.items():
         values = list(dict.fromkeys(line.keys[key] for line in found if key in line.keys))
         if len(values) > 1:
-            made.append(Filter(key, name, [*filter(None, values)], FEWEST if FEWEST in values else ""))
+            first = next((value for value in (FEWEST, WITH_PROMPT) if value in values), "")
+            made.append(Filter(key, name, [*filter(None, values)], first))
     return made
 
 

@@ -14,7 +14,7 @@ from del_lightning.errors import ArtifactError
 from del_lightning.report import drawing, nlu_page, page, tables, transfer, words
 from del_lightning.report.rendering import Place, render
 from del_lightning.report.schema import Leaderboard, TransferBoard
-from del_lightning.report.site import figures, overview, replication
+from del_lightning.report.site import coverage, figures, overview, replication
 from del_lightning.report.site.runs import Run
 
 HOME = "index.html"
@@ -52,7 +52,7 @@ def write_site(folder: Path, runs: Sequence[Run]) -> Path:
     (made / "runs").mkdir(parents=True)
     findings = [(item, item.rule(runs)) for item in replication.ITEMS]
     write_text(made / HOME, _home(runs, findings))
-    write_text(made / REPLICATION, _replication(findings))
+    write_text(made / REPLICATION, _replication(runs, findings))
     for run in runs:
         write_text(made / run.page, _run_page(run))
     if folder.exists():
@@ -115,40 +115,43 @@ def _transfer_page(board: TransferBoard) -> str:
 def _home(runs: Sequence[Run], findings: Sequence[tuple[replication.Item, Any]]) -> str:
     fronts, few = overview.fronts(runs), overview.covering(runs)
     generated, classified = overview.lines(runs, fronts, few), overview.nlu_lines(runs)
-    styles, names = figures.method_styles(runs)
+    some = any(line.run.slug not in few for line in generated)
+    prompted = any(line.keys["prompt"] == overview.WITH_PROMPT for line in generated)
+    styles = figures.method_styles(runs)
     nlu_styles, nlu_figures = figures.classification(runs)
     context = {
         "title": "Leaderboards",
         "runs": overview.run_rows(runs),
         "run_headings": ("Run", "Data", "Model", "Schedule", "Examples", "Repeats", "Methods", "Made"),
         "tables": [
-            _table("generation", "Continuing text", overview.HEADINGS, generated),
-            _table("classification", "Classifying text", overview.NLU_HEADINGS, classified),
+            {
+                "anchor": "generation",
+                "title": "Text generation with soft prompts" if prompted else "Text generation",
+                "caption": "a line a method and setting of each run; with filters above it",
+                "headings": overview.HEADINGS,
+                "lines": generated,
+                "filters": overview.filters(generated),
+            },
+            {
+                "anchor": "classification",
+                "title": "Text classification",
+                "caption": "a line a way to classify behind a front-end of each run; with filters above it",
+                "headings": overview.NLU_HEADINGS,
+                "lines": classified,
+                "filters": overview.filters(classified),
+            },
         ],
-        "figures": list(figures.generation([run for run in runs if run.slug in few], styles, fronts)),
-        "some_drawn": any(line.run.slug not in few for line in generated),
-        "names": names,
+        "figure_groups": figures.groups(
+            list(figures.generation([run for run in runs if run.slug in few], styles, fronts)), nlu_figures, some
+        ),
         "marks": figures.marks(styles) | figures.marks(nlu_styles),
-        "nlu_figures": nlu_figures,
-        "nlu_names": list(nlu_styles),
         "shapes": drawing.shapes(),
         "verdicts": _counted(findings),
         "replication": REPLICATION,
         "front": overview.ON_FRONT,
+        "glossary": overview.glossary(),
     }
     return render("site/index.html.j2", context, styles=_STYLES, scripts=_SCRIPTS)
-
-
-def _table(
-    anchor: str, title: str, headings: Sequence[tuple[str, Sequence[str]]], lines: Sequence[overview.Line]
-) -> dict[str, Any]:
-    return {
-        "anchor": anchor,
-        "title": title,
-        "headings": headings,
-        "lines": lines,
-        "filters": overview.filters(lines),
-    }
 
 
 def _counted(findings: Sequence[tuple[replication.Item, Any]]) -> list[tuple[str, str, int]]:
@@ -157,7 +160,7 @@ def _counted(findings: Sequence[tuple[replication.Item, Any]]) -> list[tuple[str
     return [(verdict.replace(" ", "-"), text, found[verdict]) for verdict, text in _WORDS.items() if found[verdict]]
 
 
-def _replication(findings: Sequence[tuple[replication.Item, Any]]) -> str:
+def _replication(runs: Sequence[Run], findings: Sequence[tuple[replication.Item, Any]]) -> str:
     items = [
         {
             "item": item,
@@ -165,24 +168,35 @@ def _replication(findings: Sequence[tuple[replication.Item, Any]]) -> str:
             "verdict": _WORDS[finding.verdict],
             "finding": finding,
             "ours": replication.circumstances(finding),
+            "coverage": coverage.lines(item.scope, finding),
+            "code": coverage.provenance(finding.runs),
             "comparisons": [_comparison(one) for one in finding.comparisons],
         }
         for item, finding in findings
     ]
-    context = {"title": "Replication of the paper", "items": items, "home": HOME, "verdicts": _counted(findings)}
+    used = {run.slug for _, finding in findings for run in finding.runs}
+    context = {
+        "title": "Replication of the paper",
+        "items": items,
+        "home": HOME,
+        "verdicts": _counted(findings),
+        "code": coverage.provenance([run for run in runs if run.slug in used]),
+        "unused": len(runs) - len(used),
+    }
     return render("site/replication.html.j2", context, styles=_STYLES, scripts=_SCRIPTS)
 
 
 def _comparison(one: Any) -> dict[str, Any]:
     """A line of the table under a verdict."""
     measured = one.difference.interval != "exact"
-    numbers = [(name, words.with_interval(estimate)) for name, estimate in (one.first, one.second)]
+    show = words.share if one.is_share else words.with_interval
+    margin = f"{100 * -one.margin:g}".replace("-", "−") + " points" if one.is_share else words.number(-one.margin)
     return {
         "runs": one.runs,
         "what": one.what,
-        "numbers": numbers,
-        "difference": words.with_interval(one.difference),
+        "numbers": [(name, show(estimate)) for name, estimate in (one.first, one.second)],
+        "difference": show(one.difference),
         "outcome": one.outcome,
-        "margin": f"may be down to {words.number(-one.margin)}" if measured and one.margin else "",
+        "margin": f"may be down to {margin}" if measured and one.margin else "",
         "class": one.outcome.replace(" ", "-"),
     }
