@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -36,7 +37,7 @@ from del_lightning.llm import FrozenLLM
 from del_lightning.methods import DEL
 from del_lightning.privacy import PrivacyStatement
 from del_lightning.prompt import CONFIG_FILE, TENSOR, WEIGHTS_FILE, SoftPrompt, peft_config
-from del_lightning.report.schema import Leaderboard, LeaderboardRow, PrivacyColumns, Record
+from del_lightning.report.schema import SCHEMA_VERSION, Leaderboard, LeaderboardRow, PrivacyColumns, Record
 from del_lightning.serve.bundle import file_hash
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ _SLACK = 1e-6
 
 _PLACE = re.compile(r"(?<![\w.:/~])(?:~|\.{1,2})?/[^\s,;'\"()\[\]{}]+")
 """A place on this machine inside a text: not behind a letter, as in and/or, nor behind a colon, as in an address."""
+
+_VERSIONS = {"format": 1, "schema_version": SCHEMA_VERSION}
+"""Versions of records that this package reads, by the key that tells them."""
 
 _Kind = TypeVar("_Kind", bound=Record)
 _Count = Annotated[int, Field(ge=1)]
@@ -99,7 +103,7 @@ class SplitRecord(Record):
     """Public instruction in front of the private prompt that the soft prompt was trained with."""
     privacy: PrivacyColumns
     """For a token, and for a prompt of ``privacy.sequence_tokens`` tokens."""
-    files: dict[str, str]
+    files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
     """Name -> SHA-256 of the other files; the card may be edited."""
 
 
@@ -270,6 +274,7 @@ def read_folder(folder: str | Path) -> tuple[SplitRecord, LinearCodec, SoftPromp
         raise ArtifactError(f"{folder} must be a published front-end, found no {RECORD}")
     check_names(names, str(folder))
     record = _parse(folder / RECORD, SplitRecord)
+    _check_mechanism(folder / RECORD, record)
     _check_hashes(folder, record, names)
     codec = _read_codec(folder / CODEC, record)
     prompt = _read_prompt(folder, record)
@@ -307,19 +312,67 @@ def check_known(names: set[str], where: str) -> None:
 
 
 def _parse(path: Path, kind: type[_Kind]) -> _Kind:
+    """Read a record; its version comes first, since nothing else of a newer one need be known here."""
+    content = _read_json(path)
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} must hold one JSON object, got {type(content).__name__}")
+    for name, known in _VERSIONS.items():
+        if name in kind.model_fields and (found := content.get(name)) != known:
+            newer = ": update del-lightning" if isinstance(found, int) and found > known else ""
+            raise ArtifactError(f"{path} must have {name} {known}, got {_shown(found)}{newer}")
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "its content"
-        raise ArtifactError(
-            f"{path} is not of a known format: {place}: {first['msg']}; update del-lightning?"
-        ) from None
+        raise ArtifactError(_problem(path, error)) from None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} must be whole JSON: {error}") from None
+
+
+def _problem(path: Path, error: ValidationError) -> str:
+    """The first of a record's problems as one line."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    match first["type"]:
+        case "missing":
+            return f"{path} must hold {_word(place)}, got none"
+        case "extra_forbidden":
+            return f"{path} must hold known keys only, got {_word(place)}"
+    expected = re.sub(r"^\w+ should", "must", first["msg"])
+    return f"{path}: {_word(place)} {expected}, got {_shown(first['input'])}"
+
+
+def _shown(value: Any) -> str:
+    """A value that a file holds, as a few characters of one line."""
+    return "none" if value is None else reprlib.repr(value)
+
+
+def _word(text: str) -> str:
+    """Text of a file on one line."""
+    return _shown(text).strip("'\"")
+
+
+def _check_mechanism(path: Path, record: SplitRecord) -> None:
+    """The guarantee must be that of the mechanism beside it: of two numbers for one thing, one was changed."""
+    own, stated = _facts(record, record.dim), record.privacy.parameters
+    if own != stated:
+        raise ArtifactError(f"{path} must state the guarantee of its own {_listed(own)}, got that of {_listed(stated)}")
+
+
+def _listed(facts: Mapping[str, float]) -> str:
+    return ", ".join(f"{_word(name)} {value:g}" for name, value in facts.items()) or "nothing"
 
 
 def _check_hashes(folder: Path, record: SplitRecord, names: set[str]) -> None:
-    if set(record.files) != names & set(HASHED):
-        raise ArtifactError(f"{folder / RECORD} must name the files beside it, got {', '.join(record.files) or 'none'}")
+    present = names & set(HASHED)
+    if missing := sorted(set(record.files) - present):
+        raise ArtifactError(f"{folder} must hold {_word(missing[0])}, which {RECORD} names, got none")
+    if unnamed := sorted(present - set(record.files)):
+        raise ArtifactError(f"{folder / RECORD} must name every file beside it, got no hash of {unnamed[0]}")
     for name, expected in record.files.items():
         if (found := file_hash(folder / name)) != expected:
             raise ArtifactError(f"{folder / name} must have the SHA-256 {expected}, got {found}")
@@ -356,10 +409,7 @@ def _read_prompt(folder: Path, record: SplitRecord) -> SoftPrompt:
     shape = (record.virtual_tokens, record.model.hidden_size)
     _check_tensors(folder / WEIGHTS_FILE, {TENSOR: shape})
     path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} must be JSON: {error}") from None
+    config = _read_json(path)
     if not isinstance(config, dict) or config != _expected_config(record, shape, config):
         raise ArtifactError(f"{path} must be PEFT's configuration of a soft prompt {shape}, got other keys or values")
     return SoftPrompt.load(folder)
@@ -374,10 +424,12 @@ def _expected_config(record: SplitRecord, shape: tuple[int, int], found: dict[st
 
 
 def _check_results(path: Path, record: SplitRecord) -> None:
+    facts = _facts(record, record.dim)
     rows = [row for row in _parse(path, Leaderboard).rows if row.method not in CONTROLS]
-    others = [row.label for row in rows if not _is_of(row, _facts(record, record.dim))]
+    others = dict.fromkeys(_word(row.label) for row in rows if not _is_of(row, facts))
     if others or not any(row.soft_prompt for row in rows):
-        raise ArtifactError(f"{path} must hold this mechanism and its controls, got {', '.join(others) or 'no row'}")
+        got = ", ".join(others) or "no row with a soft prompt"
+        raise ArtifactError(f"{path} must hold the mechanism {_listed(facts)} and its controls, got {got}")
     for row in rows:
         _check_guarantee(path, record, row.privacy)
 

@@ -68,6 +68,8 @@ def fetch(name: str, revision: str | None = None, api: HfApi | None = None) -> P
     """
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).is_file():
+        raise AssetError(f"{name!r} must be a folder or a repository on the hub, got a file")
     api = api or HfApi()
     try:
         info = api.model_info(name, revision=revision, timeout=assets.HUB_TIMEOUT)

@@ -1,10 +1,12 @@
 """A published folder: what goes in comes out, bit by bit, and nothing that was changed on the way is loaded."""
 
-import io
 import json
+import pickle
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,21 +231,76 @@ def nested(folder: Path) -> None:
 ON_THE_WAY: dict[str, tuple[Callable[[Path], object], str]] = {
     "damaged": (damage, "codec.safetensors must have the SHA-256"),
     "missing": (lambda f: (f / "codec.safetensors").unlink(), "must hold codec.safetensors, got none"),
-    "results missing": (lambda f: (f / "results.json").unlink(), "must name the files beside it, got codec"),
+    "results missing": (
+        lambda f: (f / "results.json").unlink(),
+        "published must hold results.json, which del_lightning.json names, got none",
+    ),
+    "results of somebody else": (
+        lambda f: change_json(f / "del_lightning.json", lambda record: record["files"].pop("results.json")),
+        "del_lightning.json must name every file beside it, got no hash of results.json",
+    ),
+    "codec of another shape": (
+        lambda f: save_file({"encoder.weight": torch.ones(3, 32)}, f / "codec.safetensors"),
+        "codec.safetensors must have the SHA-256 ",
+    ),
+    "soft prompt missing": (
+        lambda f: (f / "adapter_model.safetensors").unlink(),
+        "published must hold adapter_model.safetensors, got none",
+    ),
     "no record": (lambda f: (f / "del_lightning.json").unlink(), "found no del_lightning.json"),
     "unknown file": (lambda f: (f / "model.pkl").touch(), "must hold only README.md, "),
     "unknown folder": (lambda f: (f / "code").mkdir(), "got code (no file)"),
     "folder for a file": (nested, "got results.json (no file)"),
     "dead link": (lambda f: (f / "modeling.py").symlink_to("nowhere"), "got modeling.py (no file)"),
-    "record of another format": (
-        lambda f: change_json(f / "del_lightning.json", lambda record: record.update(format=2)),
-        "is not of a known format: format",
+    "record of a newer format": (
+        lambda f: change_json(f / "del_lightning.json", lambda record: (record.update(format=2), record.pop("mu"))),
+        "del_lightning.json must have format 1, got 2: update del-lightning",
+    ),
+    "record of no format": (
+        lambda f: change_json(f / "del_lightning.json", lambda record: record.pop("format")),
+        "del_lightning.json must have format 1, got none",
     ),
     "unknown key": (
         lambda f: change_json(f / "del_lightning.json", lambda record: record.update(auto_map="evil.py")),
-        "is not of a known format: auto_map: Extra inputs are not permitted",
+        "del_lightning.json must hold known keys only, got auto_map",
     ),
-    "half a record": (lambda f: (f / "del_lightning.json").write_text('{"format": 1'), "its content: Invalid JSON"),
+    "key missing": (
+        lambda f: change_json(f / "del_lightning.json", lambda record: record["model"].pop("dtype")),
+        "del_lightning.json must hold model.dtype, got none",
+    ),
+    "mu of text": (
+        lambda f: change_json(f / "del_lightning.json", lambda record: record.update(mu="much\nnoise")),
+        "del_lightning.json: mu must be a valid number, unable to parse string as a number, got 'much\\nnoise'",
+    ),
+    "mu made smaller": (
+        lambda f: change_json(f / "del_lightning.json", lambda record: record.update(mu=15.5)),
+        "del_lightning.json must state the guarantee of its own mu 15.5, bits 3, dim 4, got that of mu 30, bits 3, ",
+    ),
+    "mu made larger": (
+        lambda f: change_json(f / "del_lightning.json", lambda record: record.update(mu=60)),
+        "del_lightning.json must state the guarantee of its own mu 60, bits 3, dim 4, got that of mu 30, bits 3, ",
+    ),
+    "half a record": (
+        lambda f: (f / "del_lightning.json").write_text('{"format": 1'),
+        "del_lightning.json must be whole JSON: Expecting ',' delimiter: line 1 column 13",
+    ),
+    "empty record": (lambda f: (f / "del_lightning.json").write_text(""), "del_lightning.json must be whole JSON: "),
+    "record of bytes": (
+        lambda f: (f / "del_lightning.json").write_bytes(b"\xff\xfe\x00"),
+        "del_lightning.json must be whole JSON: ",
+    ),
+    "hash of text": (
+        lambda f: change_json(f / "del_lightning.json", lambda r: r["files"].update({"results.json": "my\nhash"})),
+        "del_lightning.json: files.results.json must match pattern '^[0-9a-f]{64}$', got 'my\\nhash'",
+    ),
+    "list for a record": (
+        lambda f: (f / "del_lightning.json").write_text("[]"),
+        "del_lightning.json must hold one JSON object, got list",
+    ),
+    "endless nesting": (
+        lambda f: (f / "del_lightning.json").write_text("[" * 100_000),
+        "del_lightning.json must be whole JSON: ",
+    ),
 }
 
 
@@ -268,14 +325,44 @@ def tensors(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> C
     return apply
 
 
-def pickled(folder: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save(load_file(folder / "codec.safetensors"), buffer)
-    (folder / "codec.safetensors").write_bytes(buffer.getvalue())
+class Bomb:
+    """What leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+@pytest.mark.parametrize("write", [pickle.dump, torch.save], ids=["pickle", "torch"])
+def test_no_pickle_is_ever_loaded(split: SplitModel, folder: Path, name: str, write: Callable[..., None]) -> None:
+    trace = folder.parent / "trace"
+    with (folder / name).open("wb") as file:
+        write(Bomb(trace), file)
+    if name != "del_lightning.json":
+        sign(folder)
+    with pytest.raises(ArtifactError, match=re.escape(f"{name} must be ")) as caught:
+        SplitModel.from_pretrained(folder, split.llm)
+    assert "\n" not in str(caught.value)
+    assert not trace.exists()
+    with (folder / name).open("rb") as file, suppress(Exception):
+        (pickle.load if write is pickle.dump else partial(torch.load, weights_only=False))(file)
+    assert trace.exists()  # it would have gone off
 
 
 def record_with(**changes: Any) -> Callable[[Path], None]:
-    return lambda folder: change_json(folder / "del_lightning.json", lambda record: record.update(changes))
+    """Another record, with what its guarantee is said to follow from."""
+
+    def change(record: Json) -> None:
+        facts = record["privacy"]["parameters"]
+        record.update(changes)
+        facts.update(
+            {name: value for name, value in changes.items() if name in facts and isinstance(value, float | int)}
+        )
+
+    return lambda folder: change_json(folder / "del_lightning.json", change)
 
 
 def stated(name: str, value: Any) -> Callable[[Path], None]:
@@ -311,11 +398,17 @@ SIGNED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "another bound": (tensors(CODEC, lambda t: t["bound"].mul_(2)), "must have the record's bound"),
     "negative bound": (tensors(CODEC, lambda t: t["bound"].neg_()), "must be a codec's safetensors file"),
-    "pickle": (pickled, "must be a safetensors file"),
+    "half a codec": (
+        lambda f: (f / CODEC).write_bytes((f / CODEC).read_bytes()[:50]),
+        "codec.safetensors must be a safetensors file: ",
+    ),
     "another adapter": (adapter(peft_type="LORA"), "got other keys or values"),
     "another key": (adapter(auto_mapping={"base_model_class": "Evil"}), "got other keys or values"),
     "heads of text": (adapter(num_attention_heads="two"), "got other keys or values"),
-    "no JSON": (lambda f: (f / "adapter_config.json").write_text("[" * 100_000), "must be JSON"),
+    "no JSON": (
+        lambda f: (f / "adapter_config.json").write_text("[" * 100_000),
+        "adapter_config.json must be whole JSON: ",
+    ),
     "token epsilon too good": (stated("epsilon_token", 1.0), "must state a epsilon_token of at least"),
     "prompt epsilon too good": (stated("epsilon_sequence", 1.0), "must state a epsilon_sequence of at least"),
     "effective mu too good": (stated("mu_effective", 1.0), "must state a mu_effective of at least"),
@@ -328,16 +421,24 @@ SIGNED: dict[str, tuple[Callable[[Path], None], str]] = {
     "impossible delta": (stated("delta", 2.0), "must hold a possible mechanism: `delta`"),
     "stronger mechanism": (record_with(mu=60.0), "must state a mu_token of at least 60"),
     "no noise": (record_with(mu=1e300), "must hold a possible mechanism: `ratio`"),
-    "no number": (record_with(mu="NaN"), "is not of a known format: mu"),
-    "nine bits": (record_with(bits=9), "is not of a known format: bits"),
+    "no number": (record_with(mu="NaN"), "del_lightning.json: mu must be a finite number, got 'NaN'"),
+    "nine bits": (record_with(bits=9), "del_lightning.json: bits must be less than or equal to 8, got 9"),
     "another width": (record_with(dim=5), "must hold encoder.weight as F32 (5, 32)"),
     "results of another mechanism": (
         measured(lambda rows: rows[-1]["privacy"]["parameters"].update(mu=2.0)),
-        "results.json must hold this mechanism and its controls, got DEL, ASR 0.1",
+        "results.json must hold the mechanism mu 30, bits 3, dim 4 and its controls, got DEL, ASR 0.1",
+    ),
+    "results of a newer schema": (
+        lambda f: change_json(f / "results.json", lambda board: board.update(schema_version=99, further=1)),
+        "results.json must have schema_version 2, got 99: update del-lightning",
+    ),
+    "half of the results": (
+        lambda f: (f / "results.json").write_bytes((f / "results.json").read_bytes()[:500]),
+        "results.json must be whole JSON: Unterminated string",
     ),
     "results of nothing": (
         measured(lambda rows: rows.clear()),
-        "must hold this mechanism and its controls, got no row",
+        "must hold the mechanism mu 30, bits 3, dim 4 and its controls, got no row",
     ),
     "results too good": (
         measured(lambda rows: rows[-1]["privacy"].update(epsilon_sequence=3.0)),

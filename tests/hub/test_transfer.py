@@ -130,6 +130,12 @@ def test_a_folder_needs_no_hub(folder: Path, hub: Mock) -> None:
     assert hub.mock_calls == []
 
 
+def test_a_file_is_no_publication(folder: Path, hub: Mock) -> None:
+    with pytest.raises(AssetError, match=r"README\.md' must be a folder or a repository on the hub, got a file"):
+        fetch(str(folder / "README.md"), api=hub)
+    assert hub.mock_calls == []
+
+
 def test_a_repository_with_unknown_files_is_not_downloaded(folder: Path, hub: Mock) -> None:
     push(folder, REPO, api=hub)
     (hub.remote / "modeling_evil.py").touch()
