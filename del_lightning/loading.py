@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, ModelCard, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
     HFValidationError,
@@ -22,6 +22,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 )
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from del_lightning import assets
 from del_lightning.config import ModelConfig
@@ -29,8 +30,9 @@ from del_lightning.errors import AssetError
 from del_lightning.llm import FrozenLLM, quiet
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_DOWNLOAD = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_DOWNLOAD = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 _SKIP = ["*/*", "consolidated*"]  # other formats of the same weights
+_LICENSE = ("license", "license_name", "license_link")
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,29 @@ def check_llm(config: ModelConfig) -> PreTrainedConfig | None:
     elif not any(name in files for name in _WEIGHTS):
         raise AssetError(_no_weights(config.name))
     return _read_config(_download(config, ["config.json"]), config.name)
+
+
+def model_license(name: str, revision: str | None = None) -> dict[str, str]:
+    """What a language model's own card says of its license, in the hub's terms; empty where it says nothing.
+
+    Args:
+        name: Packaged asset, folder or hub id, as in :func:`load_llm`; of a hub model, what was downloaded is read.
+        revision: Of a hub model.
+    """
+    if assets.is_packaged(name):
+        stated = assets.ASSETS[name.lower()].license
+        return {"license": stated} if stated else {}
+    card: object = Path(name).expanduser() / "README.md"
+    if not Path(name).expanduser().is_dir():
+        try:
+            card = try_to_load_from_cache(name, "README.md", revision=revision)
+        except HFValidationError:  # a name that no repository can have
+            return {}
+    try:
+        data = ModelCard.load(card).data if isinstance(card, str | Path) and Path(card).is_file() else {}
+    except (OSError, ValueError, YAMLError):
+        return {}
+    return {key: found for key in _LICENSE if isinstance(found := data.get(key), str)}
 
 
 def _load_folder(folder: Path, config: ModelConfig) -> FrozenLLM:

@@ -186,7 +186,12 @@ class SplitModel(nn.Module):
         return cls(llm, front, SoftPrompt.load(folder).to(llm.device), prefix).eval()
 
     def save_pretrained(
-        self, folder: str | Path, *, results: "Leaderboard | None" = None, repo_id: str | None = None
+        self,
+        folder: str | Path,
+        *,
+        results: "Leaderboard | None" = None,
+        repo_id: str | None = None,
+        license: str | None = None,
     ) -> Path:
         """Write DEL and its soft prompt into a folder that :meth:`from_pretrained` reads, with a model card.
 
@@ -195,6 +200,8 @@ class SplitModel(nn.Module):
             results: A leaderboard that holds this mechanism (``leaderboard.json`` of a report); None publishes no
                 measurements.
             repo_id: Repository that the model card tells people to load; None leaves a gap for it.
+            license: What the model card names, as the hub spells it (``apache-2.0``); None takes the language model's
+                own where it is known, and names none otherwise.
 
         Raises:
             ArtifactError: The folder holds other files, this is not DEL with a soft prompt, or the results are of
@@ -202,7 +209,7 @@ class SplitModel(nn.Module):
         """
         from del_lightning.hub import write_folder  # That module describes this one.
 
-        return write_folder(folder, self, results=results, repo_id=repo_id)
+        return write_folder(folder, self, results=results, repo_id=repo_id, license=license)
 
     def push_to_hub(
         self,
@@ -210,6 +217,7 @@ class SplitModel(nn.Module):
         *,
         results: "Leaderboard | None" = None,
         private: bool = True,
+        license: str | None = None,
         api: "HfApi | None" = None,
     ) -> str:
         """Publish what :meth:`save_pretrained` writes as one commit to the Hugging Face hub; returns its address.
@@ -218,6 +226,7 @@ class SplitModel(nn.Module):
             repo_id: ``owner/name``; created if there is none.
             results: As in :meth:`save_pretrained`.
             private: Whether a new repository is only its owner's to see.
+            license: As in :meth:`save_pretrained`.
             api: The hub's client; None takes one with this machine's login.
 
         Raises:
@@ -227,7 +236,7 @@ class SplitModel(nn.Module):
         from del_lightning.hub import push
 
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, results=results, repo_id=repo_id)
+            self.save_pretrained(folder, results=results, repo_id=repo_id, license=license)
             return push(folder, repo_id, private=private, api=api)
 
     @classmethod

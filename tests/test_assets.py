@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf import GGUFReader
 
 from del_lightning import assets
 from del_lightning.assets import Asset, cache_dir, is_packaged, packaged_path, publish
@@ -19,6 +20,17 @@ def test_asset_is_there_or_the_command_is_told(name: str) -> None:
         pytest.skip(str(error))
     assert path.exists()
     assert assets.ASSETS[name].package not in sys.modules
+
+
+@pytest.mark.parametrize("name", [name for name, asset in assets.ASSETS.items() if ".gguf" in asset.path])
+def test_a_language_model_states_the_license_that_its_file_states(name: str) -> None:
+    try:
+        path = packaged_path(name)
+    except AssetError as error:
+        pytest.skip(str(error))
+    fields = GGUFReader(path).fields
+    assert fields["general.license"].contents() == assets.ASSETS[name].license
+    assert assets.ASSETS[name].hub.lower().endswith(f"/{name}")
 
 
 def test_missing_package_tells_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from del_lightning import assets, loading
 from del_lightning.config import ModelConfig
 from del_lightning.errors import AssetError, ConfigError
 from del_lightning.llm import Continuations, FrozenLLM, decoder_layers
-from del_lightning.loading import check_llm, load_llm
+from del_lightning.loading import check_llm, load_llm, model_license
 
 FAMILIES = ("llama", "qwen2", "gpt2", "opt", "gemma", "gemma2", "gemma3", "mixtral")
 Factory = Callable[..., FrozenLLM]
@@ -356,6 +356,34 @@ def test_model_in_the_hubs_cache_loads_offline(offline: Path, folder: Path, tiny
     folder.rename(repository / "snapshots" / ("0" * 40))
     check_llm(ModelConfig(name="someone/some-model"))
     assert load_llm(ModelConfig(name="someone/some-model")).fingerprint == tiny_llm().fingerprint
+
+
+def test_a_license_is_read_from_the_model_s_own_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = folder / "README.md"
+    assert model_license(str(folder)) == {}
+    for text, expected in (
+        ("---\nlicense: mit\n---\n# It", {"license": "mit"}),
+        ("---\nlicense: [a, b]\n---\n", {}),
+        ("# no front matter", {}),
+        ("---\nlicense: [\n---\n", {}),
+    ):
+        card.write_text(text)
+        assert model_license(str(folder)) == expected
+    card.write_text("---\nlicense: mit\n---\n# It")
+    assert model_license("SmolLM2-135M-Instruct") == {"license": "apache-2.0"}
+    assert model_license("all-minilm-l6-v2") == {}
+    asked: list[tuple[str, str | None]] = []
+
+    def cached(name: str, file: str, revision: str | None) -> str | None:
+        asked.append((f"{name}/{file}", revision))
+        return str(card) if revision == "v2" else None
+
+    monkeypatch.setattr("del_lightning.loading.try_to_load_from_cache", cached)
+    assert model_license("somebody/tiny", "v2") == {"license": "mit"}
+    assert model_license("somebody/tiny") == {}
+    assert asked == [("somebody/tiny/README.md", "v2"), ("somebody/tiny/README.md", None)]
+    monkeypatch.undo()
+    assert model_license("no: such name") == {}
 
 
 def test_invalid_hub_id() -> None:

@@ -76,7 +76,12 @@ class PublishConfig:
     """Repository owner/name on the Hugging Face hub to push to, created if there is none; null pushes nothing."""
     private: bool = True
     """Whether a new repository is only its owner's to see."""
+    license: str | None = None
+    """License that the model card names, as the hub spells it (apache-2.0, mit, ...); null takes that of the language
+    model where its own card names one, and none otherwise."""
 
     def __post_init__(self) -> None:
+        spelled = self.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license)
+        require(bool(spelled), "publish.license", "a license as the hub spells it, such as apache-2.0", self.license)
         named = self.repo_id is None or re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo_id, flags=re.ASCII)
         require(bool(named), "publish.repo_id", "owner/name", self.repo_id)

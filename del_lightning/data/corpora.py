@@ -123,6 +123,11 @@ def load_corpus(name: str, root: str | None = None, setting: str = "data.name") 
     return Corpus(name, f"{root}/{source.folder}", lambda split: _from_root(source, root, split), setting)
 
 
+def hub_id(name: str) -> str | None:
+    """Repository of a corpus on the hub; None for one that is not there, or that nobody knows."""
+    return _SOURCES[name].hub if name in _SOURCES else None
+
+
 def check_corpus(name: str, root: str | None = None, setting: str = "data.name") -> None:
     """Find out in seconds, reading no text, whether :func:`load_corpus` can deliver.
 

@@ -34,6 +34,7 @@ from del_lightning.config import ModelConfig
 from del_lightning.errors import ArtifactError, ConfigError
 from del_lightning.hub.card import model_card
 from del_lightning.llm import FrozenLLM
+from del_lightning.loading import model_license
 from del_lightning.methods import DEL
 from del_lightning.privacy import PrivacyStatement
 from del_lightning.prompt import CONFIG_FILE, TENSOR, WEIGHTS_FILE, SoftPrompt, peft_config
@@ -108,7 +109,12 @@ class SplitRecord(Record):
 
 
 def write_folder(
-    folder: str | Path, split: "SplitModel", *, results: Leaderboard | None = None, repo_id: str | None = None
+    folder: str | Path,
+    split: "SplitModel",
+    *,
+    results: Leaderboard | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
 ) -> Path:
     """Write a front-end with its card; the record comes last, so that half a folder is never taken for a whole one.
 
@@ -117,6 +123,7 @@ def write_folder(
         split: DEL with a soft prompt.
         results: A leaderboard that holds this very mechanism; only its rows and its controls' are kept.
         repo_id: What the card tells people to load.
+        license: What the card names, as the hub spells it; None takes the language model's own where it is known.
 
     Raises:
         ArtifactError: The folder holds other files, the model is not DEL with a soft prompt, or the results are of
@@ -144,7 +151,9 @@ def write_folder(
         privacy=statement.columns(),
         files=hashes,
     )
-    write_text(folder / CARD, model_card(record, statement, board, repo_id))
+    own = model_license(split.llm.name, model.revision)
+    card = model_card(record, statement, board, repo_id=repo_id, license=license, model_license=own)
+    write_text(folder / CARD, card)
     write_json(folder / RECORD, record)
     return folder
 
@@ -175,7 +184,7 @@ def _kind(split: "SplitModel") -> str:
 
 
 def _language_model(llm: FrozenLLM, results: Leaderboard | None) -> LanguageModel:
-    source = llm.name if _is_public(llm.name) else None
+    source = llm.name if is_public(llm.name) else None
     settings = {} if results is None else results.config.get("model", {})
     return LanguageModel.model_validate(
         {
@@ -190,7 +199,7 @@ def _language_model(llm: FrozenLLM, results: Leaderboard | None) -> LanguageMode
     )
 
 
-def _is_public(name: str) -> bool:
+def is_public(name: str) -> bool:
     """Whether a model's name means the same on another machine: a packaged asset or a hub id."""
     if assets.is_packaged(name):
         return True
@@ -478,6 +487,6 @@ def model_settings(record: SplitRecord, where: str) -> ModelConfig:
         ArtifactError: Only the publisher has it.
     """
     source = record.model.source
-    if source is None or not _is_public(source):
+    if source is None or not is_public(source):
         raise ArtifactError(f"{where} was made for {record.model.name}, which is on no hub: pass it as `llm`")
     return ModelConfig(name=source, dtype=record.model.dtype, revision=record.model.revision)

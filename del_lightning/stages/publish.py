@@ -5,14 +5,17 @@
 Publishing again takes the newest measurements and changes nothing else.
 """
 
+import json
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import get_token
-from rich import print as rprint
 
 from del_lightning import assets
 from del_lightning.errors import ConfigError, RemoteError
 from del_lightning.hub import push, write_folder
+from del_lightning.hub.record import is_public
 from del_lightning.methods import DEL
 from del_lightning.report.schema import Leaderboard
 from del_lightning.split import SplitModel
@@ -58,17 +61,32 @@ def run(ws: Workspace) -> None:
     ours = [setting for setting in found if setting.method == DEL.name]
     if not ours:
         raise ConfigError(f"`targets` must hold a success rate that DEL can be held to, got {ws.config.targets}")
-    board, repo_id = report.leaderboard(ws, found), ws.config.publish.repo_id
+    board = report.leaderboard(ws, found)
     for setting in ours:
-        folder = write(ws, setting, board)
-        rprint(f"published [bold]{setting.label}[/]: {folder.resolve()}")
-        if repo_id is not None:
-            rprint(f"  {push(folder, repo_id, private=ws.config.publish.private)}")
+        folder = write(ws, setting, board).resolve()
+        print(f"published {setting.label}: {folder}")
+        for line in following(ws, folder):
+            print(line)  # as it is: lines that somebody copies are not to be wrapped
+
+
+def following(ws: Workspace, folder: Path) -> Iterator[str]:
+    """Push a folder if a repository is named; say how to load it and, where none is named, how to push it."""
+    repo_id = ws.config.publish.repo_id
+    if repo_id is not None:
+        yield f"  pushed: {push(folder, repo_id, private=ws.config.publish.private)}"
+    place = json.dumps(repo_id or str(folder), ensure_ascii=False)
+    model = f"load_llm(ModelConfig({json.dumps(ws.llm.name, ensure_ascii=False)}))"
+    yield f"  load: SplitModel.from_pretrained({place}{'' if is_public(ws.llm.name) else f', {model}'})"
+    if repo_id is None:
+        yield (
+            f"  push: hf upload --private owner/name {shlex.quote(str(folder))}"
+            "   (or the same command with one privacy level and publish.repo_id=owner/name)"
+        )
 
 
 def write(ws: Workspace, setting: Setting, board: Leaderboard) -> Path:
     """Write one setting's folder."""
-    artifact = prompt.ensure(ws, setting)
+    artifact, publish = prompt.ensure(ws, setting), ws.config.publish
     split = SplitModel.from_artifacts(artifact.folder, ws.llm)
     folder = ws.store.root / "publish" / artifact.key
-    return write_folder(folder, split, results=board, repo_id=ws.config.publish.repo_id)
+    return write_folder(folder, split, results=board, repo_id=publish.repo_id, license=publish.license)

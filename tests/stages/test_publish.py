@@ -5,7 +5,9 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from unittest.mock import Mock, create_autospec
 
@@ -48,8 +50,14 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 
 
 @pytest.fixture(scope="module")
+def said() -> list[str]:
+    """What the command lines printed, a text each."""
+    return []
+
+
+@pytest.fixture(scope="module")
 def call(
-    model: Path, encoder: Path, patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    model: Path, encoder: Path, said: list[str], patch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[list[str]], Path]:
     """Run a command line in a folder of its own, in small; returns that folder."""
     place = tmp_path_factory.mktemp("somebody")
@@ -61,7 +69,9 @@ def call(
     def run(words: list[str]) -> Path:
         assert words[:3] == ["python", "-m", "del_lightning"]
         patch.setattr(sys, "argv", ["del-lightning", *words[3:], *changed])
-        main()
+        with redirect_stdout(StringIO()) as output:
+            main()
+        said.append(output.getvalue())
         return place
 
     return run
@@ -105,6 +115,17 @@ def test_a_run_is_published_with_its_results(published: Path, llm: FrozenLLM) ->
 
 
 @pytest.mark.slow
+def test_the_last_lines_say_how_to_load_it_and_how_to_push_it(published: Path, said: list[str], model: Path) -> None:
+    head, load, push = said[0].rstrip().splitlines()[-3:]
+    assert head == f"published DEL, given value: {published}"
+    code = load.partition("  load: ")[2]
+    split = eval(code, {"SplitModel": SplitModel, "load_llm": load_llm, "ModelConfig": ModelConfig})
+    assert split.method.mu == 40.0
+    words = shlex.split(push.partition("   (")[0])
+    assert words == ["push:", "hf", "upload", "--private", "owner/name", str(published)]
+
+
+@pytest.mark.slow
 def test_nothing_of_the_machine_is_published(published: Path, model: Path) -> None:
     for path in published.iterdir():
         content = path.read_bytes()
@@ -114,7 +135,11 @@ def test_nothing_of_the_machine_is_published(published: Path, model: Path) -> No
 
 @pytest.mark.slow
 def test_the_page_is_true(
-    published: Path, model: Path, call: Callable[[list[str]], Path], monkeypatch: pytest.MonkeyPatch
+    published: Path,
+    model: Path,
+    call: Callable[[list[str]], Path],
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Push, load and push again as the page says; only the model is another, and nobody else has it."""
     hub: Mock = create_autospec(HfApi, instance=True)
@@ -128,6 +153,9 @@ def test_the_page_is_true(
     place = call(commands()[2])
     hub.create_repo.assert_called_once_with(REPO, private=True, exist_ok=True)
     assert f'SplitModel.from_pretrained("{REPO}"' in cards[0]
+    pushed, load = said[-1].rstrip().splitlines()[-2:]
+    assert pushed == f"  pushed: https://hub/{REPO}"
+    assert load.startswith(f'  load: SplitModel.from_pretrained("{REPO}"')
     assert [path.name for path in published.parent.iterdir()] == [published.name]
 
     monkeypatch.setattr("del_lightning.hub.record.model_settings", lambda *_: ModelConfig(str(model)))
@@ -173,6 +201,13 @@ def test_a_hub_is_looked_for_only_to_push(monkeypatch: pytest.MonkeyPatch) -> No
 def test_there_must_be_something_to_publish(monkeypatch: pytest.MonkeyPatch, key: str, names: list[str]) -> None:
     with pytest.raises(ConfigError, match=f"`{key}` must hold 'del' for stage=publish"):
         check(monkeypatch, **{key: names})
+
+
+@pytest.mark.parametrize("name", ["MIT License", "", "apache 2"])
+def test_a_license_is_spelled_as_the_hub_does(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"`publish\.license` must be a license as the hub spells it, such as "):
+        PublishConfig(license=name)
+    PublishConfig(license="apache-2.0")
 
 
 @pytest.mark.parametrize("name", ["it", "me/it/again", "me/", "https://hub/me/it", "me/it?"])
