@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from del_lightning.llm import FrozenLLM
+from tests.pages import corpora
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # Workers share the cores; so do the processes that a test starts.
@@ -126,11 +127,9 @@ def tiny_llm(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[..., FrozenLLM
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """Folder with the real corpora as parquet: ``DEL_DATA_ROOT``, or ``shared/data`` beside the repository."""
-    default = Path(__file__).resolve().parents[2] / "shared" / "data"
-    root = Path(os.environ.get("DEL_DATA_ROOT", default))
-    if not (root / "ptb_text_only").is_dir():
-        pytest.skip(f"no corpora at {root}; set DEL_DATA_ROOT to a folder with ptb_text_only, wikitext, ... as parquet")
+    """Folder with the real corpora as parquet."""
+    if (root := corpora()) is None:
+        pytest.skip("no corpora; set DEL_DATA_ROOT to a folder with ptb_text_only, wikitext, ... as parquet")
     return root
 
 
