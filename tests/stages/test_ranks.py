@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,11 @@ def _assets() -> None:
     need("lee.cor", "lee_background.cor")
 
 
-def config_of(model: Path, encoder: Path, out: Path, strategy: str | None) -> Config:
-    """Controls and DEL at a given mu, under two processes of half the batch, or one process without a strategy."""
+def config_of(model: Path, encoder: Path, out: Path, strategy: str | None, accumulate: int = 1) -> Config:
+    """Controls and DEL at a given mu, under two processes of half the batch, or one process without a strategy.
+
+    ``accumulate`` is the number of small batches that a step is made of.
+    """
     config = config_for(model, encoder, out)
     halved = 1 if strategy else 2
     return replace(
@@ -44,14 +48,20 @@ def config_of(model: Path, encoder: Path, out: Path, strategy: str | None) -> Co
         codec=replace(config.codec, batch_size=halved),
         prompt=replace(config.prompt, batch_size=2 * halved),
         mechanism=replace(config.mechanism, mu=2.0),
-        trainer=replace(config.trainer, devices=2 if strategy else 1, strategy=strategy or "ddp"),
+        trainer=replace(
+            config.trainer,
+            devices=2 if strategy else 1,
+            strategy=strategy or "ddp",
+            accumulate_grad_batches=accumulate,
+        ),
     )
 
 
-def run(config: Config, log: Path, *launcher: str) -> None:
-    """The pipeline from a shell; ``launcher`` takes the place of the interpreter."""
+def run(config: Config, log: Path, *launcher: str, settings: tuple[str, ...] = ()) -> None:
+    """The pipeline from a shell; ``launcher`` takes the place of the interpreter, ``settings`` stand behind ours."""
     command = command_line(config)
     command = [*(launcher or command[:1]), *command[1:], "methods=[clean,projection,del]", "mechanism.mu=2.0"]
+    command += settings
     with log.open("wb") as file:
         process = subprocess.run(
             command, cwd=log.parent, env=ENVIRONMENT, stdout=file, stderr=file, timeout=300, check=False
@@ -109,6 +119,35 @@ def histories(out: Path) -> list[list[dict[str, float]]]:
     return [read_result(path.parent).history for path in first]
 
 
+@pytest.fixture(scope="module")
+def accumulated(model: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | None], Path]:
+    """Output folder of a codec and one soft prompt, both trained in steps of two small batches."""
+
+    @cache
+    def get(strategy: str | None) -> Path:
+        folder = tmp_path_factory.mktemp(f"{strategy or 'one'}-accumulated")
+        config = config_of(model, encoder, folder / "out", strategy, accumulate=2)
+        run(config, folder / "log", settings=("stage=prompt", "methods=[projection]"))
+        return folder / "out"
+
+    return get
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_accumulate_what_one_does(accumulated: Callable[[str | None], Path], strategy: str) -> None:
+    one, two = trained(accumulated(None)), trained(accumulated(strategy))
+    assert len(one) == len(two) == 2  # a codec and a soft prompt, neither behind noise
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_accumulated_steps_are_other_steps(
+    accumulated: Callable[[str | None], Path], finished: Callable[[str | None], Path]
+) -> None:
+    """Or the test above would say nothing of them."""
+    plain, ours = trained(finished(None)), trained(accumulated(None))
+    assert not torch.allclose(ours[0]["encoder.weight"], plain[0]["encoder.weight"], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_rank_0_evaluates_alone_and_writes_one_report(finished: Callable[[str | None], Path], strategy: str) -> None:
     one, two = board_of(finished(None)), board_of(finished(strategy))
@@ -126,16 +165,18 @@ def test_spread_layers_give_what_whole_ones_do(finished: Callable[[str | None], 
         torch.testing.assert_close(spread, whole, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_torchrun_leaves_the_same_prompt_on_every_rank(model: Path, tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize(("strategy", "accumulate"), [("ddp", 2), ("fsdp", 1)])
+def test_torchrun_leaves_the_same_prompt_on_every_rank(
+    model: Path, tmp_path: Path, strategy: str, accumulate: int
+) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    worker = [str(ROOT / "tests" / "stages" / "rank_worker.py"), str(model), str(tmp_path), strategy]
+    worker = [str(ROOT / "tests" / "stages" / "rank_worker.py"), str(model), str(tmp_path), strategy, str(accumulate)]
     command = [*torchrun, *worker]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     drawn = torch.cat([first.pop("noise"), second.pop("noise")]).flatten()
-    assert len(drawn.unique()) == len(drawn) == 2 * 4 * 4  # ranks, steps, numbers
+    assert len(drawn.unique()) == len(drawn) == 2 * 4 * accumulate * 4  # ranks, steps, small batches, numbers
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
