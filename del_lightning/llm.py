@@ -233,6 +233,19 @@ class FrozenLLM(nn.Module):
         finally:
             self.model.set_attn_implementation(chosen)
 
+    @contextmanager
+    def _whole_head_inputs(self) -> Iterator[None]:
+        """The output layer gets the last states of all sequences as one piece of memory.
+
+        Cut out of longer ones they would be multiplied sequence by sequence, each with a copy of the layer's weights.
+        """
+        head = cast(nn.Module, self.model.get_output_embeddings())
+        hook = head.register_forward_pre_hook(lambda _head, args: (args[0].contiguous(), *args[1:]))
+        try:
+            yield
+        finally:
+            hook.remove()
+
     def next_logits(
         self,
         cache: Cache,
@@ -253,15 +266,16 @@ class FrozenLLM(nn.Module):
         """
         places = {"position_ids": positions} if self._takes_positions else {}
         last = {"logits_to_keep": 1} if self._keeps_logits else {}
-        output = self.model(
-            input_ids=input_ids,
-            inputs_embeds=None if inputs_embeds is None else inputs_embeds.to(self.dtype),
-            attention_mask=None if attention_mask is None else attention_mask.long(),
-            past_key_values=cache,
-            use_cache=True,
-            **places,
-            **last,
-        )
+        with self._whole_head_inputs():
+            output = self.model(
+                input_ids=input_ids,
+                inputs_embeds=None if inputs_embeds is None else inputs_embeds.to(self.dtype),
+                attention_mask=None if attention_mask is None else attention_mask.long(),
+                past_key_values=cache,
+                use_cache=True,
+                **places,
+                **last,
+            )
         return cast(Tensor, output.logits[:, -1])
 
     def generate(
@@ -301,7 +315,7 @@ class FrozenLLM(nn.Module):
         )
         inputs_embeds, attention_mask, _ = _pad_left(inputs_embeds, attention_mask, attention_mask)
         cuda = [self.device.index or 0] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), torch.no_grad(), quiet():
+        with torch.random.fork_rng(devices=cuda), torch.no_grad(), quiet(), self._whole_head_inputs():
             torch.manual_seed(seed)
             tokens = cast(Any, self.model).generate(
                 inputs_embeds=inputs_embeds.to(self.dtype),

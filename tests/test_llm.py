@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 from torch import Tensor
+from transformers import DynamicCache
 
 from del_lightning import assets, loading
 from del_lightning.config import ModelConfig
@@ -174,6 +175,21 @@ def test_sampling_reaches_beyond_fifty_tokens(tiny_llm: Factory) -> None:
     ids, mask = padded([random_ids(6)] * 400)
     drawn = model.generate(model.embed(ids), mask, max_new_tokens=1, min_new_tokens=1, temperature=50.0, do_sample=True)
     assert len({row[0] for row in drawn}) > 100
+
+
+def test_the_output_layer_is_never_given_cut_out_rows(tiny_llm: Factory) -> None:
+    """Torch copies the layer's weights for every sequence then: 1.7 GB for 32 prompts before SmolLM2's vocabulary."""
+    llm, seen = tiny_llm(), []
+    head = llm.model.get_output_embeddings()
+    # A hook behind the layer: it is told what came out of all that stand in front of it.
+    hook = head.register_forward_hook(lambda _head, args, _output: seen.append(args[0].is_contiguous()))
+    prompts, mask = torch.randn(3, 5, llm.hidden_size), torch.ones(3, 5, dtype=torch.long)
+    llm.generate(prompts, mask, max_new_tokens=2)
+    positions = torch.arange(5).expand(3, -1)
+    llm.next_logits(DynamicCache(config=llm.model.config), positions, inputs_embeds=prompts)
+    hook.remove()
+    assert len(seen) >= 2
+    assert all(seen)
 
 
 def test_generation_stops_before_the_end_token(tiny_llm: Factory) -> None:
