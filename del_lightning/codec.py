@@ -17,6 +17,8 @@ from del_lightning.errors import ArtifactError, ConfigError
 
 PAPER_COMPRESSION = 32
 """The paper's b / d."""
+AT_A_TIME = 1 << 25
+"""Numbers of an embedding table in float64 at a time: 256 MiB, and as much again of what they are multiplied to."""
 
 
 def default_dim(hidden_size: int) -> int:
@@ -129,8 +131,12 @@ def pca_codec(embeddings: Tensor, frequencies: Tensor, dim: int) -> LinearCodec:
         dim: Code width d.
     """
     weights = (frequencies.double() / frequencies.double().sum()).sqrt()
-    moment = embeddings.double() * weights[:, None]
-    _, vectors = torch.linalg.eigh(moment.T @ moment)
+    rows, width = max(1, AT_A_TIME // embeddings.shape[1]), embeddings.shape[1]
+    moment = torch.zeros(width, width, dtype=torch.float64, device=embeddings.device)
+    for part, own in zip(torch.split(embeddings, rows), torch.split(weights, rows), strict=True):
+        weighted = part.double() * own[:, None]
+        moment += weighted.T @ weighted
+    _, vectors = torch.linalg.eigh(moment)
     leading = vectors[:, -dim:].flip(-1).float()
     codec = LinearCodec(embeddings.shape[1], dim, bound=1.0)
     codec.encoder.weight.copy_(leading.T)

@@ -239,7 +239,7 @@ class FrozenLLM(nn.Module):
 
         Cut out of longer ones they would be multiplied sequence by sequence, each with a copy of the layer's weights.
         """
-        head = cast(nn.Module, self.model.get_output_embeddings())
+        head = cast(nn.Module, cast(Any, self.model).get_output_embeddings())
         hook = head.register_forward_pre_hook(lambda _head, args: (args[0].contiguous(), *args[1:]))
         try:
             yield

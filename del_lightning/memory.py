@@ -1,7 +1,7 @@
-"""What a training will take of each device's memory, worked out before any weight is loaded.
+"""What a run will take of each device's memory, worked out before any weight is loaded.
 
-Nothing is estimated by rule of thumb: the model's own code runs with PyTorch's fake tensors, which have shapes and no
-content, and what autograd would keep for the backward pass is added up.
+The model's own code runs with PyTorch's fake tensors, which have shapes and no content, and what autograd would keep
+for the backward pass is added up. What is done with a finished model is in :mod:`del_lightning.inference_memory`.
 """
 
 import math
@@ -22,30 +22,39 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from del_lightning import ranks
 from del_lightning.config import SND, Config
 from del_lightning.errors import ConfigError
+from del_lightning.inference_memory import Planner, Work
 from del_lightning.llm import decoder_layers, quiet
+from del_lightning.methods.factory import CLASSES, default_value
 from del_lightning.modules.denoiser import Denoiser
+from del_lightning.passes import Passes
 
 GIB = 1 << 30
 STATE = 16
 """Bytes of one number that Adam trains: itself, its gradient and two moments, float32."""
 CONTEXT = GIB
 """What CUDA and its libraries take of a device before the first tensor."""
+PROCESS = GIB // 2
+"""What a process on a CPU gathers as it runs: libraries that are loaded late, and buffers that are never given back."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on one device while the largest training runs; tables of single methods are not in it.
+    """Bytes on one device while the largest training runs, and on the first one while the rest is done.
+
+    What is held of a corpus is not in it, nor a second language model on the user's device.
 
     Attributes:
         weights: The frozen model, or this device's share of it and two whole layers.
         whole: The frozen model, which lies on the first device from calibration to evaluation.
         activations: What is kept for the backward pass, and the gradient of its largest tensor.
         table: Embeddings of the whole vocabulary in float32.
-        context: Taken by the device's own libraries.
+        context: Taken by libraries, the device's own or those of a process on a CPU.
         available: Free on each device now.
         width: Of a token's embedding.
         trained: Weights, gradients and Adam's two moments of a denoiser or adapter; those of a soft prompt and a codec
             are too small to count.
+        validation: What a batch of validation holds, where that is more than the activations.
+        works: What is done with the finished model, on the first device.
     """
 
     weights: int
@@ -56,11 +65,17 @@ class MemoryPlan:
     available: int
     width: int = 0
     trained: int = 0
+    validation: int = 0
+    works: tuple[Work, ...] = ()
 
     @property
     def training(self) -> int:
         """Bytes while something trains."""
-        return self.weights + self.activations + self.table + self.context + self.trained
+        return self.weights + self._batch + self.table + self.context + self.trained
+
+    @property
+    def _batch(self) -> int:
+        return max(self.activations, self.validation)
 
     @property
     def alone(self) -> int:
@@ -74,19 +89,28 @@ class MemoryPlan:
 
     def summary(self) -> str:
         """One line for people."""
-        return (
-            f"memory: {_gib(self.training)} of {_gib(self.available)} free on each device while training ({self.parts})"
-        )
+        free = _gib(self.available)
+        line = f"memory: {_gib(self.training)} of {free} free on each device while training ({self.parts})"
+        named = [f"{_gib(self.alone + work.size)} for {work.what}" for work in self._largest()]
+        return f"{line}; on the first device {', '.join(named)}" if named else line
+
+    def _largest(self) -> list[Work]:
+        """The largest of each kind of work."""
+        return [
+            max((work for work in self.works if work.kind == kind), key=lambda work: work.size)
+            for kind in dict.fromkeys(work.kind for work in self.works)
+        ]
 
     @property
     def parts(self) -> str:
         """What :attr:`training` is the sum of."""
-        parts = {"weights": self.weights, "activations": self.activations, "embedding table": self.table}
+        name = "activations" if self.activations >= self.validation else "validation"
+        parts = {"weights": self.weights, name: self._batch, "embedding table": self.table}
         parts |= {name: size for name, size in self._not_always().items() if size}
         return ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
 
     def _not_always(self) -> dict[str, int]:
-        return {"denoiser or adapter": self.trained, "device's libraries": self.context}
+        return {"denoiser or adapter": self.trained, "libraries": self.context}
 
 
 @dataclass(frozen=True)
@@ -107,7 +131,7 @@ class _Training:
 
 
 def plan(config: Config, architecture: PreTrainedConfig, device: torch.device) -> MemoryPlan:
-    """Work out what this configuration's training takes.
+    """Work out what this configuration's training takes, and what its stages do besides.
 
     Args:
         config: Model, data and batch sizes, devices and strategy.
@@ -117,16 +141,18 @@ def plan(config: Config, architecture: PreTrainedConfig, device: torch.device) -
     trainer = config.trainer
     model = _Model(architecture.to_json_string(use_diff=False), config.model.dtype, architecture)
     found = _measured(model, tuple(_trainings(config)), recompute=trainer.activation_checkpointing)
-    together = trainer.devices * trainer.num_nodes
+    planner, together = Planner(config, _passes(model)), trainer.devices * trainer.num_nodes
     return MemoryPlan(
         weights=found.spread(together) if together > 1 and trainer.strategy == "fsdp" else found.whole,
         whole=found.whole,
         activations=found.activations,
         table=4 * found.table,
-        context=CONTEXT if device.type == "cuda" else 0,
+        context=CONTEXT if device.type == "cuda" else PROCESS,
         available=_available(device) // (1 if device.type == "cuda" else trainer.devices),
         width=found.width,
         trained=found.trained,
+        validation=planner.validation(),
+        works=tuple(_works(config, planner)),
     )
 
 
@@ -186,6 +212,29 @@ def _measured(model: _Model, trainings: tuple[_Training, ...], *, recompute: boo
     )
 
 
+@lru_cache(maxsize=4)
+def _passes(model: _Model) -> Passes:
+    return Passes(model.architecture, getattr(torch, model.dtype))
+
+
+def _works(config: Config, planner: Planner) -> Iterator[Work]:
+    """What the stages that this run passes do besides training."""
+    stage = config.stage.name
+    yield from planner.preparation()
+    if stage != "codec" and _searches(config):
+        yield from planner.calibration()
+    if stage in ("attack", "pipeline", "report"):
+        yield from planner.attacks()
+    if stage in ("evaluate", "transfer", "pipeline", "report"):
+        yield from planner.evaluation()
+
+
+def _searches(config: Config) -> bool:
+    """Whether a privacy parameter is to be calibrated."""
+    given = partial(default_value, baseline=config.baseline, mechanism=config.mechanism)
+    return any(CLASSES[name].parameter is not None and given(name) is None for name in config.methods)
+
+
 def check(config: Config, architecture: PreTrainedConfig, device: torch.device) -> MemoryPlan:
     """The plan, if it can work.
 
@@ -198,12 +247,19 @@ def check(config: Config, architecture: PreTrainedConfig, device: torch.device) 
             _check_processes(config, architecture, found)
         raise ConfigError(
             f"`model.name` must fit on each device: {config.model.name} needs {_gib(found.training)} to train "
-            f"({found.parts}), got {_gib(found.available)} free; {_advice(config)}"
+            f"({found.parts}), got {_gib(found.available)} free; {_advice(config, found)}"
         )
     if not found.fits_alone and config.stage.name not in ("prompt", "codec"):
         raise ConfigError(
             f"`stage` must be codec or prompt where no device holds the model alone: {config.model.name} needs "
             f"{_gib(found.alone)}, got {_gib(found.available)} free"
+        )
+    work = max(found.works, key=lambda work: work.size, default=None)
+    if work is not None and found.fits_alone and found.alone + work.size > found.available:
+        raise ConfigError(
+            f"`{work.setting}` must ask for less: {work.what} takes {_gib(found.alone + work.size)} on the first "
+            f"device (weights {_gib(found.whole)}, embedding table {_gib(found.table)}, the rest {_gib(work.size)}), "
+            f"got {_gib(found.available)} free"
         )
     # Asked once a machine: when its other processes come to this, the first may hold its copy already.
     if not found.fits_alone and device.type == "cuda" and ranks.local_rank() == 0:
@@ -391,9 +447,11 @@ def _available(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _advice(config: Config) -> str:
+def _advice(config: Config, found: MemoryPlan) -> str:
     trainer = config.trainer
     ways = ["smaller batches with trainer.accumulate_grad_batches"]
+    if found.validation > found.activations:
+        ways = ["a smaller data.eval_batch_size"]
     if not trainer.activation_checkpointing:
         ways.append("trainer.activation_checkpointing=true")
     if trainer.strategy != "fsdp":

@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from del_lightning import codec as codec_module
 from del_lightning.codec import LinearCodec, default_dim, pca_codec
 from del_lightning.errors import ArtifactError, ConfigError
+from del_lightning.passes import Peak
 
 VOCABULARY, HIDDEN, DIM = 60, 16, 5
 
@@ -48,6 +50,19 @@ def test_pca_spans_the_leading_singular_vectors() -> None:
     cosines = np.abs(np.sum(codec.encoder.weight.detach().numpy() * leading, axis=1))
     np.testing.assert_allclose(cosines, 1.0, atol=1e-4)
     torch.testing.assert_close(codec.decoder.weight, codec.encoder.weight.T)
+
+
+def test_pca_holds_a_part_of_a_large_vocabulary_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(4000, HIDDEN, generator=generator) * torch.arange(1, HIDDEN + 1)
+    frequencies = torch.rand(4000, generator=generator)
+    whole = pca_codec(embeddings, frequencies, DIM)
+    monkeypatch.setattr(codec_module, "AT_A_TIME", embeddings.numel() // 10)
+    with Peak(whole) as peak:
+        parts = pca_codec(embeddings, frequencies, DIM)
+    assert peak.most < 16 * embeddings.numel() / 2  # two copies in float64 would be all of it
+    cosines = (parts.encoder.weight * whole.encoder.weight).sum(1).abs()
+    torch.testing.assert_close(cosines, torch.ones(DIM))
 
 
 def test_frequencies_matter_to_pca() -> None:

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config
 
 from del_lightning import memory
-from del_lightning.config import Config, LoraConfig, ModelConfig, PromptConfig, StageConfig, TrainerConfig
+from del_lightning.config import Config, DataConfig, LoraConfig, ModelConfig, PromptConfig, StageConfig, TrainerConfig
 from del_lightning.errors import ConfigError
 from del_lightning.llm import FrozenLLM
 from del_lightning.memory import GIB, MemoryPlan, kept_for_backward, plan
@@ -148,9 +148,10 @@ def test_layers_spread_over_devices_take_a_share_of_each(monkeypatch: pytest.Mon
     assert found.weights < 0.45 * found.whole
     assert found.available == 14 * GIB  # four processes share what a CPU has
     assert not found.fits_alone
+    smaller = replace(spread, prompt=PromptConfig(batch_size=1), data=DataConfig(eval_batch_size=1))
     with pytest.raises(ConfigError, match="`stage` must be codec or prompt where no device holds the model alone"):
-        memory.check(replace(spread, prompt=PromptConfig(batch_size=1)), QWEN_7B, CPU)
-    alone = replace(spread, prompt=PromptConfig(batch_size=1), stage=StageConfig(name="prompt"))
+        memory.check(smaller, QWEN_7B, CPU)
+    alone = replace(smaller, stage=StageConfig(name="prompt"))
     assert memory.check(alone, QWEN_7B, CPU).training < 14 * GIB
 
 
