@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from del_lightning import ranks
+from del_lightning import ranks, sweeps
 from del_lightning.config import config_folder, config_of, register_schemas
 from del_lightning.errors import DelError
 from del_lightning.refusal import explain, refuse, settle_tracebacks, wants_tracebacks
@@ -41,6 +41,9 @@ def _run(settings: DictConfig) -> None:
         rprint(workspace.memory.summary())
     with workspace:
         hydra.utils.get_method(config.stage._target_)(workspace)
+    if HydraConfig.get().mode == RunMode.MULTIRUN and workspace.board is not None:
+        hydra_config = HydraConfig.get()
+        sweeps.leave_outcome(hydra_config.runtime.output_dir, list(hydra_config.overrides.task), workspace.board)
 
 
 def title_of_job(title: str, overrides: Sequence[str]) -> str:

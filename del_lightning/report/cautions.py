@@ -14,8 +14,10 @@ from del_lightning.report.anew import LAST
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import (
     Calibration,
+    Estimate,
     Leaderboard,
     LeaderboardRow,
+    Matching,
     MethodCalibration,
     PrivacyColumns,
 )
@@ -33,8 +35,14 @@ VACUOUS_MU = 10.0
 """From this mu a token on, total variation exceeds .9999: the worst case excludes almost nothing."""
 BELOW = "stays below the target"
 """Said of a calibration whose largest value still meets its target."""
+NOT_MET = "target out of reach"
+"""Said of a calibration whose smallest value does not meet its target."""
 VACUOUS_EPSILON = math.log(1000)
 """A prompt's epsilon above this lets an observation multiply odds more than a thousandfold."""
+
+
+_LEVELS: dict[Matching, str] = {"nearest": "ASR", "worst": "worst ASR"}
+"""What labels say of a matching that is calibrated."""
 
 
 def warnings(board: Leaderboard) -> list[str]:
@@ -196,12 +204,50 @@ def verdict(calibration: Calibration) -> str:
     """Whether a calibration met its target: at its edge, with room, or not at all."""
     if calibration.reached:
         return "target met"
-    return BELOW if calibration.asr.value <= calibration.target else "target out of reach"
+    return BELOW if calibration.asr.value <= calibration.target else NOT_MET
 
 
 def missed(board: Leaderboard) -> list[tuple[MethodCalibration, str, Calibration]]:
     """Those of the reported calibrations that found no value at the edge of their target."""
     return [found for found in reported(board) if not found[2].reached]
+
+
+@dataclass(frozen=True)
+class OutOfReach:
+    """A setting that has no row: at the strictest value of its parameter attackers still read more than the target.
+
+    Attributes:
+        method: Name in the configuration.
+        label: What its row would be called.
+        matching: ``nearest`` or ``worst``.
+        target: ASR that it should have met.
+        closest: The success at the strictest value.
+    """
+
+    method: str
+    label: str
+    matching: Matching
+    target: float
+    closest: Estimate
+
+
+def out_of_reach(board: Leaderboard) -> list[OutOfReach]:
+    """The settings that were asked for and have no row, in the order of the calibrations."""
+    rows = {(row.method, row.matching, row.target) for row in board.rows}
+    return [
+        OutOfReach(
+            method.method, f"{method.label}, {_LEVELS[matching]} {item.target:g}", matching, item.target, item.asr
+        )
+        for method in board.calibrations
+        for matching in (name for name in _LEVELS if name in board.config.get("matching", ()))
+        for item in method.found.get(matching, [])
+        if verdict(item) == NOT_MET and (method.method, matching, item.target) not in rows
+    ]
+
+
+def not_reached(setting: OutOfReach) -> str:
+    """The words that stand where its figures would."""
+    return f"not reached, closest {percent(setting.closest.value)}"
 
 
 def _missed_target_warning(board: Leaderboard) -> Iterator[str]:

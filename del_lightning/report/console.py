@@ -22,6 +22,8 @@ def console_table(board: Leaderboard) -> Group:
     blocks = [_console_block(board, group, max(width, 12)) for group in groups]
     caption = f"{board.prompts} prompts; 95% intervals are in the report. ε: of a prompt{_length(board)}"
     caption += f", δ = {_delta(board)}."
+    if absent := cautions.out_of_reach(board):
+        blocks.append(_absent(absent))
     hidden = [Text(warning) for warning in cautions.last_token_warning(board)]
     return Group(Text(board.title, style="italic"), *blocks, *hidden, Text(caption, style="dim italic"))
 
@@ -56,6 +58,17 @@ def _console_block(board: Leaderboard, group: arrange.Group, width: int) -> Tabl
             f"{row.communication.bits_per_token:,.0f}",
         ]
         table.add_row(Text(_console_name(entry, group).ljust(width)), *cells)
+    return table
+
+
+def _absent(settings: list[cautions.OutOfReach]) -> Table:
+    """Settings without a row: they stay in sight with the success that came closest to their target."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False)
+    table.title, table.title_justify = Text("Target not reached by any setting", style="bold"), "left"
+    table.add_column("Method")
+    table.add_column("ASR", justify="right", no_wrap=True)
+    for one in settings:
+        table.add_row(Text(one.label), cautions.not_reached(one))
     return table
 
 

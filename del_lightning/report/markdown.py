@@ -10,6 +10,7 @@ from del_lightning.report.tables import (
     device_rows,
     environment_rows,
     method_cell,
+    out_of_reach_rows,
     reading_note,
     recovery_rows,
 )
@@ -50,6 +51,8 @@ def render_markdown(board: Leaderboard) -> str:
     parts += ["## Leaderboard", escape(reading_note(board))]
     for group in arrange.groups(board):
         parts += [f"### {escape(group.title)}", _markdown_group(board, group)]
+    if absent := out_of_reach_rows(board):
+        parts += ["### Not reached", markdown_rows(absent)]
     if notes := cautions.caveats(board):
         parts += ["Caveats of the guarantees:", "\n".join(f"- {escape(note.line)}" for note in notes)]
     if devices := device_rows(board):

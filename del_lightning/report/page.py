@@ -169,6 +169,7 @@ def _context(board: Leaderboard, samples: list[Sample], prompts: Sequence[Galler
         "winners": list(prose.winners(board)),
         "warnings": cautions.warnings(board),
         "groups": _table(board),
+        "absent": tables.out_of_reach_rows(board),
         "reading_note": tables.reading_note(board),
         "caveats": cautions.caveats(board),
         "shapes": drawing.shapes(),

@@ -421,6 +421,14 @@ def _gain(one: AttackedSetting, strong: str, weak: str) -> str:
     return words.MISSING
 
 
+def out_of_reach_rows(board: Leaderboard) -> list[dict[str, str]]:
+    """One line a setting that has no row in the leaderboard because no value of its parameter meets the target."""
+    return [
+        {"Method": one.label, "Target": "not reached", "Closest ASR": _with_size(one.closest)}
+        for one in cautions.out_of_reach(board)
+    ]
+
+
 def calibration_rows(board: Leaderboard) -> list[dict[str, str]]:
     """One line a calibration: what was searched, what came out with its guarantee, measured ASR, verdict."""
     return [

@@ -55,7 +55,7 @@ def run(ws: Workspace) -> Path | None:
     if ws.config.report.results is not None:
         return merge(ws.config.report.results, ws.store.root / "site")
     found = settings(ws)
-    board = leaderboard(ws, found)
+    board = ws.board = leaderboard(ws, found)
     folder = ws.store.root / "report" / slug_of(ws.config.title)
     page = write_report(folder, board, samples(ws, found), recovered_prompts(ws, found))
     if ws.config.logger.kind == "wandb":

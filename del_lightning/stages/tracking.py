@@ -4,11 +4,13 @@
     leaderboard/<method>/<level>/<plain|soft_prompt>/<figure>  leaderboard/del/nearest_asr10/soft_prompt/perplexity
     nlu/<way>/<front-end>/<level>/<figure>                     nlu/prompt/del_2/nearest_asr10/auc
     headline_<figure>                                          headline_information_retained
+    not_reached/<method>/<level>                               not_reached/santext/nearest_asr2
 
 A level says what set the privacy parameter: ``control`` (there is none), ``given`` (the configuration), or what it was
 calibrated to, with the target in per cent. The headline is the one private front-end of a run that has just one: a
 name that every run of a sweep shares. Names are made of letters, digits and underscores, because W&B sorts and filters
-by no others; slashes only group them into sections.
+by no others; slashes only group them into sections. A target that no value of a parameter meets has no figures but the
+success that came closest to it.
 """
 
 import math
@@ -22,6 +24,7 @@ from lightning.pytorch.loggers import WandbLogger
 from del_lightning.artifacts import Artifact
 from del_lightning.config import Config
 from del_lightning.errors import ConfigError
+from del_lightning.report import cautions
 from del_lightning.report.schema import Leaderboard, LeaderboardRow, NluLeaderboard, NluRow, TransferBoard
 from del_lightning.report.words import worst_attack
 
@@ -93,7 +96,12 @@ def leaderboard_metrics(board: Leaderboard) -> dict[str, float]:
     for row in board.rows:
         where = f"{place(row.method, _level(row))}/{'soft_prompt' if row.soft_prompt else 'plain'}"
         found |= {f"leaderboard/{where}/{name}": value for name, value in _figures(row).items()}
-    return found | headline(board)
+    missed = {f"not_reached/{_missed(one)}": one.closest.value for one in cautions.out_of_reach(board)}
+    return found | missed | headline(board)
+
+
+def _missed(setting: cautions.OutOfReach) -> str:
+    return place(setting.method, level(setting.matching, setting.target, is_control=False))
 
 
 def headline(board: Leaderboard) -> dict[str, float]:

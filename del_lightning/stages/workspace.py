@@ -44,6 +44,7 @@ from del_lightning.methods.factory import (
 from del_lightning.methods.vocabulary import Vocabulary
 from del_lightning.metrics import content_tokens
 from del_lightning.metrics.coherence import SentenceEncoder
+from del_lightning.report.schema import Leaderboard
 from del_lightning.split import SplitModel
 from del_lightning.stages.tracking import CurveLogger
 from del_lightning.stages.training import pick_device
@@ -57,6 +58,7 @@ class Workspace:
         self.config, self.overrides = config, list(overrides)
         self.store = ArtifactStore(config.out, asdict(config))
         self.memory: MemoryPlan | None = None
+        self.board: Leaderboard | None = None  # what stage report made
         self._methods: dict[str, Method] = {}
 
     def __enter__(self) -> Self:

@@ -24,8 +24,11 @@ from omegaconf import OmegaConf
 from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
+from del_lightning import sweeps
 from del_lightning.config import Config, LoggerConfig, config_folder, register_schemas
+from del_lightning.report import cautions
 from del_lightning.report.schema import Estimate, Leaderboard
+from del_lightning.stages import tracking
 from tests.stages.small import small
 from tests.stages.wandb_server import FakeServer, RunFile, fake_server
 
@@ -324,6 +327,70 @@ def test_multirun_makes_a_report_a_job_and_trains_shared_parts_once(model: Path,
     assert len(list((runs / "codec").glob("*/result.json"))) == 1
     assert len(list((runs / "prompt").glob("*/result.json"))) == 1
     assert len(list((runs / "calibrate").glob("*/result.json"))) == 2
+
+
+def shortened(number: int, folder: Path, model: Path, encoder: Path, **own: str) -> str:
+    """One of the documented multiruns with other lists of values and the settings of a run that takes seconds."""
+    small_settings = {**small(model, encoder), "logger": "none", "prompt.virtual_tokens": "3"} | own
+    kept = [word for word in shlex.split(multirun_lines()[number]) if word.split("=")[0] not in small_settings]
+    return shell([*kept, *(f"{name}={value}" for name, value in small_settings.items())], folder)
+
+
+def board_of_job(folder: Path, job: int) -> Leaderboard:
+    file = folder / "runs" / "report" / f"sweep-job-{job}" / "leaderboard.json"
+    return Leaderboard.model_validate_json(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_the_documented_grid_runs_and_keeps_what_is_out_of_reach(model: Path, encoder: Path, tmp_path: Path) -> None:
+    methods, targets = "[clean,mean,del],[clean,mean,gaussian-code]", "[0.001],[0.4]"
+    # A token of a small vocabulary is read by chance more often than one in a thousand.
+    printed = shortened(0, tmp_path, model, encoder, methods=methods, targets=targets)
+    boards = [board_of_job(tmp_path, job) for job in range(4)]
+    absent = [[one.label for one in cautions.out_of_reach(board)] for board in boards]
+    assert absent == [["DEL, ASR 0.001"], [], ["Gaussian on the code, ASR 0.001"], []]
+    for board, missed in zip(boards, absent, strict=True):
+        assert {row.is_control for row in board.rows} == ({True} if missed else {True, False})
+        assert len(tracking.headline(board)) == (0 if missed else len(tracking.headline(boards[1])))
+        assert [name for name in tracking.leaderboard_metrics(board) if name.startswith("not_reached/")] == (
+            [f"not_reached/{tracking.place(board.calibrations[0].method, 'nearest_asr0_1')}"] if missed else []
+        )
+    last = printed.strip().splitlines()[-1]
+    assert re.match(r"best of 4 jobs: headline_\w+ = \S+ with methods=\S+ targets=\[0\.4\]; ", last)
+    for missed in absent[0] + absent[2]:
+        assert f"{missed} not reached, closest " in last
+        assert len(re.findall(f"{missed} +not reached, closest", printed)) == 2  # its own table, and the last line
+    merged = shell(["python", "-m", "del_lightning", "stage=report", "report.results=[runs/report]"], tmp_path)
+    site = (tmp_path / "runs" / "site" / "index.html").read_text(encoding="utf-8")
+    assert "site of 4 runs" in merged
+    assert site.count('<td data-sort="" title="no value of its parameter meets the target">not reached') == 2
+
+
+@pytest.mark.slow
+def test_the_documented_search_without_wandb_names_its_best(model: Path, encoder: Path, tmp_path: Path) -> None:
+    own = {"prompt.learning_rate": "0.005,0.02", "mechanism.bits": "2", "mechanism.mu": "20"}
+    printed = shortened(1, tmp_path, model, encoder, **own)
+    metric = load(config_folder() / "sweep" / "bayes.yaml")["metric"]["name"]
+    found = [tracking.headline(board_of_job(tmp_path, job))[metric] for job in (0, 1)]
+    best = max(found)
+    rate = ("0.005", "0.02")[found.index(best)]
+    assert printed.strip().splitlines()[-1] == f"best of 2 jobs: {metric} = {best:.4g} with prompt.learning_rate={rate}"
+
+
+def test_the_line_behind_a_multirun() -> None:
+    def outcome(job: int, missed: str = "", **figures: float) -> dict[str, Any]:
+        return {
+            "overrides": ["a=1", f"title=x{job}", f"b={job}"],
+            "figures": figures,
+            "missed": [missed] * bool(missed),
+        }
+
+    ours, other = sweeps.METRICS
+    assert sweeps.line([outcome(0, **{ours: 1.0}), outcome(1, **{ours: 2.0})]) == f"best of 2 jobs: {ours} = 2 with b=1"
+    assert sweeps.line([outcome(0, "DEL not reached"), outcome(1, **{other: 0.5})]) == (
+        f"best of 2 jobs: {other} = 0.5 with b=1; DEL not reached"
+    )
+    assert sweeps.line([outcome(0), outcome(1)]).startswith(f"multirun of 2 jobs: none has {ours}")
 
 
 def test_a_typing_error_in_a_sweep_is_refused(composed: Callable[[list[str]], Config]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from del_lightning.report import anew, arrange, nlu, words
+from del_lightning.report import anew, arrange, cautions, nlu, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.schema import (
     Estimate,
@@ -243,6 +243,7 @@ def lines(runs: Iterable[Run], found: Fronts, few: set[str]) -> list[Line]:
             for entry in [*arrange.controls(run.board), *arrange.tested(run.board)]:
                 marks = entry.row.label in plain, entry.row.label in prompted
                 made.append(_line(run, entry, marks, FEWEST if run.slug in few else ""))
+            made += [_absent(run, one, FEWEST if run.slug in few else "") for one in cautions.out_of_reach(run.board)]
     return made
 
 
@@ -270,6 +271,25 @@ def _line(run: Run, entry: Entry, marks: tuple[bool, bool], among: str) -> Line:
         "matching": CONTROL if row.is_control else MATCHED[row.matching],
     }
     return Line(run, row.label, row.method, cells, keys, any(marks))
+
+
+def _absent(run: Run, setting: cautions.OutOfReach, among: str) -> Line:
+    """A setting that was asked for and that no value of the parameter meets, with the success that came closest."""
+    board, name = run.board, setting.label.rpartition(", ")[0]
+    assert isinstance(board, Leaderboard)
+    why = missing("no value of its parameter meets the target")
+    closest = estimate_cell(setting.closest, "", -1)
+    reached = Cell("not reached", (f"closest {closest.text}", *closest.small), title=why.title)
+    rates = [reached, why] if setting.matching == "nearest" else [why, reached]
+    data = Cell(run.data, (board.title,), title=board.model)
+    keys = {
+        "runs": among,
+        "data": run.data,
+        "model": board.model,
+        "method": name,
+        "matching": MATCHED[setting.matching],
+    }
+    return Line(run, setting.label, setting.method, [data, *[why] * 4, *rates, why, why], keys)
 
 
 def _perplexity(row: LeaderboardRow | None) -> Estimate | None:
