@@ -278,18 +278,19 @@ def _absent(run: Run, setting: cautions.OutOfReach, among: str) -> Line:
     board, name = run.board, setting.label.rpartition(", ")[0]
     assert isinstance(board, Leaderboard)
     why = missing("no value of its parameter meets the target")
-    closest = estimate_cell(setting.closest, "", -1)
+    closest = rate_cell(setting.closest, "", -1)
     reached = Cell("not reached", (f"closest {closest.text}", *closest.small), title=why.title)
-    rates = [reached, why] if setting.matching == "nearest" else [why, reached]
+    rates = [why, reached] if setting.matching == "nearest" else [reached, why]
     data = Cell(run.data, (board.title,), title=board.model)
     keys = {
         "runs": among,
+        "prompt": WITH_PROMPT if any(row.soft_prompt for row in board.rows) else WITHOUT_PROMPT,
         "data": run.data,
         "model": board.model,
         "method": name,
         "matching": MATCHED[setting.matching],
     }
-    return Line(run, setting.label, setting.method, [data, *[why] * 4, *rates, why, why], keys)
+    return Line(run, setting.label, setting.method, [data, why, why, *rates, *[why] * 4], keys)
 
 
 def _perplexity(row: LeaderboardRow | None) -> Estimate | None:
