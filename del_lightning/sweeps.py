@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from del_lightning import ranks
+
 if TYPE_CHECKING:
     from del_lightning.report.schema import Leaderboard
 
@@ -34,14 +36,17 @@ class SweepOutcome(Callback):
     """Prints the line; Hydra makes one for every command."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Forget what an earlier multirun left in the same folder."""
-        for file in _files(config):
+        """Forget what an earlier multirun left in the same folder.
+
+        Not from another rank, which Lightning starts in the midst of one and which goes through all its jobs.
+        """
+        for file in _files(config) if ranks.is_first() else ():
             file.unlink()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Say which job is best, by what, and which reached no target; nothing after jobs that make no leaderboard."""
         found = [json.loads(file.read_text(encoding="utf-8")) for file in _files(config)]
-        if found:
+        if found and ranks.is_first():
             print(line(found))
 
 
