@@ -223,7 +223,11 @@ def test_pages_can_be_read_without_seeing_them(tmp_path: Path) -> None:
 
 def test_many_runs_open_with_the_fewest_that_have_every_method(tmp_path: Path) -> None:
     broad = make_large_board()
-    narrow = broad.model_copy(update={"title": "narrow", "rows": [row for row in broad.rows if row.method == "del"]})
+    of_del = {
+        "rows": [row for row in broad.rows if row.method == "del"],
+        "calibrations": [one for one in broad.calibrations if one.method == "del"],
+    }
+    narrow = broad.model_copy(update={"title": "narrow", **of_del})
     other = make_board().model_copy(update={"dataset": "wikitext2"})
     runs = load([store(tmp_path / "results" / str(n), one) for n, one in enumerate((narrow, broad, other))]).runs
     assert {run.board.title for run in runs if run.slug in covering(runs)} == {broad.title, other.title}
