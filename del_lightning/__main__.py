@@ -43,7 +43,7 @@ def _run(settings: DictConfig) -> None:
         hydra.utils.get_method(config.stage._target_)(workspace)
     if HydraConfig.get().mode == RunMode.MULTIRUN and workspace.board is not None:
         hydra_config = HydraConfig.get()
-        sweeps.leave_outcome(hydra_config.runtime.output_dir, list(hydra_config.overrides.task), workspace.board)
+        sweeps.leave_outcome(hydra_config.sweep.dir, hydra_config.overrides.task, workspace.board)
 
 
 def title_of_job(title: str, overrides: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from del_lightning import ranks
 from del_lightning.config import Config, config_of
 from del_lightning.config.checks import writable_folder
 from del_lightning.errors import ConfigError, DelError
@@ -30,7 +31,12 @@ class CheckJobs(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Ends the process with one line that names the job."""
+        """Ends the process with one line that names the job.
+
+        Other ranks, which Lightning starts in the midst of a job, come here as well; the first one has looked for them.
+        """
+        if not ranks.is_first():
+            return
         try:
             _check(config)
         except (DelError, HydraException, OmegaConfBaseException) as error:
@@ -38,11 +44,10 @@ class CheckJobs(Callback):
 
 
 def _check(config: DictConfig) -> None:
-    if Path(config.out) in Path(config.hydra.sweep.dir).parents:
+    of_a_job = OmegaConf.is_interpolation(config, "out")  # ${hydra:job.num} is known by its jobs alone
+    if not of_a_job and Path(config.out) in Path(config.hydra.sweep.dir).parents:
         writable_folder("out", config.out)  # Hydra makes the folder of a multirun in it before any job could look
-    if config.hydra.sweeper._target_ != BasicSweeperConf._target_:
-        return
-    jobs, here = _jobs(config), config.hydra.launcher._target_ == BasicLauncherConf._target_
+    jobs, here = jobs_of(config), config.hydra.launcher._target_ == BasicLauncherConf._target_
     checked: list[tuple[str, list[str], Config]] = []
     for number, overrides in enumerate(jobs):
         name = _name(overrides, jobs)
@@ -58,8 +63,14 @@ def _check(config: DictConfig) -> None:
             check(Workspace(one, overrides))
 
 
-def _jobs(config: DictConfig) -> list[list[str]]:
-    """Overrides of every job, as the sweeper will find them."""
+def jobs_of(config: DictConfig) -> list[list[str]]:
+    """Overrides of every job, as the sweeper will find them; none of a sweeper that draws values as it goes.
+
+    Args:
+        config: Of the multirun, Hydra's own settings among them.
+    """
+    if config.hydra.sweeper._target_ != BasicSweeperConf._target_:
+        return []
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     typed = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # ${...} is that of a job
@@ -87,11 +98,16 @@ def _composed(config: DictConfig, overrides: Sequence[str], number: int) -> Iter
     job = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
     with open_dict(job):
         job.hydra.job.id, job.hydra.job.num = str(number), number
-    settings, before = deepcopy(job), HydraConfig.instance().cfg
-    with read_write(settings), open_dict(settings):
-        del settings["hydra"]
-    HydraConfig.instance().set_config(job)  # which a title may read: ${hydra:job.num}
+    before = HydraConfig.instance().cfg
     try:
+        HydraConfig.instance().set_config(job)  # which a title or a folder may read: ${hydra:job.num}
+        folder = Path(job.hydra.sweep.dir, job.hydra.sweep.subdir).absolute()
+        with read_write(job.hydra.runtime):
+            job.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(job)  # a copy
+        settings = deepcopy(job)
+        with read_write(settings), open_dict(settings):
+            del settings["hydra"]
         yield settings
     finally:
         HydraConfig.instance().cfg = before

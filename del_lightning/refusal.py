@@ -26,7 +26,7 @@ def settle_tracebacks() -> None:
 
 def wants_tracebacks() -> bool:
     """Whether a traceback is to be shown where one line would do."""
-    return os.environ.get(_TRACEBACKS) == "1"
+    return os.environ.get(_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR")) == "1"  # the latter from Python
 
 
 def refuse(message: str) -> NoReturn:

@@ -235,6 +235,22 @@ def test_every_job_of_a_multirun_is_looked_at_before_the_first_starts(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_settings_may_read_what_only_a_running_job_knows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Workspace] = []
+    monkeypatch.setattr("hydra.utils.get_method", lambda target: seen.append)
+    own = ("out=${hydra:job.num}", "hydra.sweep.dir=jobs", 'title="${hydra:runtime.output_dir}"')
+    assert run("-m", "stage=account", "codec.dim=18", "mechanism.mu=10,20", *own)[0::2] == (0, "")
+    assert [workspace.config.out for workspace in seen] == ["0", "1"]
+    assert [Path(workspace.config.title).name for workspace in seen] == ["0", "1"]
+
+
+def test_another_rank_leaves_that_look_to_the_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("del_lightning.multirun._check", lambda config: pytest.fail("looked again"))
+    monkeypatch.setattr("hydra.utils.get_method", lambda target: lambda workspace: None)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run("-m", "stage=account", "codec.dim=18", "mechanism.mu=10,20")[0] == 0
+
+
 def test_an_interruption_of_that_look_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -5,6 +5,7 @@ There is no W&B server here: `wandb sweep` and `wandb agent` are the real ones, 
 
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -20,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
@@ -393,23 +394,42 @@ def test_the_line_behind_a_multirun() -> None:
     assert sweeps.line([outcome(0), outcome(1)]).startswith(f"multirun of 2 jobs: none has {ours}")
 
 
-def test_only_the_first_rank_of_a_multirun_forgets_and_tells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_figure_that_is_no_number_is_not_the_best() -> None:
+    jobs = [
+        {"overrides": [f"a={value}"], "figures": {sweeps.METRICS[0]: value}, "missed": []} for value in (math.nan, 0.5)
+    ]
+    assert sweeps.line(jobs) == f"best of 2 jobs: {sweeps.METRICS[0]} = 0.5 with a=0.5"
+
+
+@pytest.fixture
+def multirun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DictConfig:
+    """Settings of a multirun of one job, whose outcome is there, in a folder with that of another."""
+    monkeypatch.setattr(sweeps, "jobs_of", lambda config: [["a=1"]])
+    monkeypatch.setattr(sweeps, "to_absolute_path", str)  # which wants a running Hydra
+    for job in ("a=1", "a=2"):
+        path = sweeps.outcome_path(str(tmp_path), [job])
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"overrides": [job], "figures": {sweeps.METRICS[0]: 1.0}, "missed": []}))
+    return OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+
+
+def test_a_multirun_forgets_and_tells_of_its_own_jobs(
+    multirun: DictConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    outcome = tmp_path / "0" / sweeps.OUTCOME
-    outcome.parent.mkdir()
-    outcome.write_text(json.dumps({"overrides": ["a=1"], "figures": {sweeps.METRICS[0]: 1.0}, "missed": []}))
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    sweeps.SweepOutcome().on_multirun_end(multirun)
+    assert capsys.readouterr().out == f"best of 1 jobs: {sweeps.METRICS[0]} = 1 with a=1\n"
+    sweeps.SweepOutcome().on_multirun_start(multirun)
+    assert [sweeps.outcome_path(str(tmp_path), [job]).exists() for job in ("a=1", "a=2")] == [False, True]
+
+
+def test_another_rank_of_a_multirun_neither_forgets_nor_tells(
+    multirun: DictConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
-    sweeps.SweepOutcome().on_multirun_start(config)
-    sweeps.SweepOutcome().on_multirun_end(config)
-    assert outcome.exists()
+    sweeps.SweepOutcome().on_multirun_start(multirun)
+    sweeps.SweepOutcome().on_multirun_end(multirun)
+    assert sweeps.outcome_path(str(tmp_path), ["a=1"]).exists()
     assert capsys.readouterr().out == ""
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    sweeps.SweepOutcome().on_multirun_end(config)
-    assert capsys.readouterr().out.startswith("best of 1 jobs")
-    sweeps.SweepOutcome().on_multirun_start(config)
-    assert not outcome.exists()
 
 
 def test_a_typing_error_in_a_sweep_is_refused(composed: Callable[[list[str]], Config]) -> None:
