@@ -109,7 +109,10 @@ def place(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
         patch.chdir(folder)
         for name, value in environment(folder).items():
             patch.setenv(name, value)
-        for name in ("HYDRA_FULL_ERROR", "TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY"):
+        for name in (
+            *("HYDRA_FULL_ERROR", "DEL_LIGHTNING_TRACEBACKS"),
+            *("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_TELEMETRY"),
+        ):
             patch.setenv(name, "")  # main() sets them; the patch puts them back
             patch.delenv(name)
         for stage in ("pipeline", "export"):

@@ -343,12 +343,15 @@ def test_the_progress_bar_shows_no_version_of_the_logger(tmp_path: Path) -> None
 def test_only_the_loss_of_another_rank_is_one_line(
     error: Exception, one_line: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("DEL_LIGHTNING_TRACEBACKS", raising=False)
+    for name in ("DEL_LIGHTNING_TRACEBACKS", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(ArtifactError if one_line else type(error)), _others_may_end():
         raise error
-    monkeypatch.setenv("DEL_LIGHTNING_TRACEBACKS", "1")
-    with pytest.raises(type(error)), _others_may_end():
-        raise error
+    for name in ("HYDRA_FULL_ERROR", "DEL_LIGHTNING_TRACEBACKS"):  # from Python, and from the command line
+        monkeypatch.setenv(name, "1")
+        with pytest.raises(type(error)), _others_may_end():
+            raise error
+        monkeypatch.delenv(name)
 
 
 def test_a_users_wish_for_tracebacks_reaches_processes_that_this_one_starts(monkeypatch: pytest.MonkeyPatch) -> None:
