@@ -100,7 +100,7 @@ def settings(model: Path, encoder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def place(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder, in a shell of its own, of a reader who has begun with the quick start and its export."""
+    """The folder, in a shell of its own, of a reader who has begun with the quick start."""
     folder = tmp_path_factory.mktemp("reader")
     for results in ("benchmarks/results", "more/results"):  # one of the committed ones: all take a minute to draw
         (folder / results).mkdir(parents=True)
@@ -115,8 +115,7 @@ def place(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
         ):
             patch.setenv(name, "")  # main() sets them; the patch puts them back
             patch.delenv(name)
-        for stage in ("pipeline", "export"):
-            call(shortened(["python", "-m", "del_lightning", f"stage={stage}", "experiment=quickstart"], settings))
+        call(shortened(["python", "-m", "del_lightning", "experiment=quickstart"], settings))
         yield folder
 
 
@@ -155,6 +154,7 @@ def shorten_more(patch: pytest.MonkeyPatch) -> None:
 
 def test_server_and_client(place: Path, settings: dict[str, Any]) -> None:
     """The client asks the server that the page's other command has started, with what its export left."""
+    call(shortened(["python", "-m", "del_lightning", "stage=export", "experiment=quickstart"], settings))
     serve, ask = (next(shlex.split(one) for one in RUN if part in one) for part in SERVED)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
