@@ -9,6 +9,7 @@ Prompts are counted in words before a tokenizer is loaded: two tokens are suppos
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from transformers import AutoModel, AutoModelForMaskedLM
 
@@ -53,8 +54,20 @@ class Work:
     size: int
 
 
+def _worked_out(kind: str, what: str, setting: str, size: Callable[[], int]) -> Iterator[Work]:
+    """The work, or nothing if its size cannot be worked out.
+
+    The plan is an estimate: models have code of their own, which may not run on fake tensors, and that ends no run.
+    """
+    try:
+        found = size()
+    except Exception:  # noqa: BLE001 - that of any model
+        return
+    yield Work(kind, what, setting, found)
+
+
 class Planner:
-    """Works out the bytes of every kind of work.
+    """Works out the bytes of every kind of work, leaving out what a model's code does not let it work out.
 
     Args:
         config: Settings of the run.
@@ -96,27 +109,33 @@ class Planner:
     def evaluation(self) -> Iterator[Work]:
         """What stage ``evaluate`` does, one thing after the other."""
         data, evaluate, beside = self.config.data, self.config.evaluate, self.tables() + self._decoded()
-        rows, tokens = min(data.eval_batch_size, data.max_prompts), self.beginning + self.private
-        scored = self.passes.scored(rows, tokens + data.reference_tokens, data.reference_tokens)
-        yield Work("evaluation", "scoring", "data.eval_batch_size", beside + scored)
-        rows = min(evaluate.generation_batch_size, data.max_prompts)
-        written = self.passes.generated(rows, tokens, evaluate.max_new_tokens)
-        yield Work("evaluation", "continuations", "evaluate.generation_batch_size", beside + written)
-        yield Work("evaluation", "coherence", "evaluate.encoder", beside + self._encoded())
+        tokens = self.beginning + self.private
+
+        def scored() -> int:
+            rows = min(data.eval_batch_size, data.max_prompts)
+            return beside + self.passes.scored(rows, tokens + data.reference_tokens, data.reference_tokens)
+
+        def written() -> int:
+            rows = min(evaluate.generation_batch_size, data.max_prompts)
+            return beside + self.passes.generated(rows, tokens, evaluate.max_new_tokens)
+
+        yield from _worked_out("evaluation", "scoring", "data.eval_batch_size", scored)
+        yield from _worked_out("evaluation", "continuations", "evaluate.generation_batch_size", written)
+        yield from _worked_out("evaluation", "coherence", "evaluate.encoder", lambda: beside + self._encoded())
 
     def calibration(self) -> Iterator[Work]:
         """The attackers that a privacy parameter is searched with."""
         attack = self.config.attack
         for name in dict.fromkeys(("nearest", *attack.worst_of)):
-            size = self.tables() + self._attacker(name, attack.tokens)
-            yield Work("calibration", f"calibration by {name}", "attack.worst_of", size)
+            size = partial(self._attacked, name, attack.tokens)
+            yield from _worked_out("calibration", f"calibration by {name}", "attack.worst_of", size)
 
     def attacks(self) -> Iterator[Work]:
         """The attackers of the test prompts."""
         tokens = self.config.data.max_prompts * self.private
         for name in self.config.attack.suite:
-            size = self.tables() + self._attacker(name, tokens)
-            yield Work("attacks", f"the attack {name}", "attack.suite", size)
+            size = partial(self._attacked, name, tokens)
+            yield from _worked_out("attacks", f"the attack {name}", "attack.suite", size)
 
     def tables(self) -> int:
         """What the front-ends of this run keep of the vocabulary; all stay once they are built."""
@@ -136,6 +155,9 @@ class Planner:
         return self.passes.other(evaluate.encoder, AutoModel, ENCODED, tokens)
 
     # --- attackers -----------------------------------------------------------------------------------------------
+
+    def _attacked(self, name: str, tokens: int) -> int:
+        return self.tables() + self._attacker(name, tokens)
 
     def _attacker(self, name: str, tokens: int) -> int:
         """Bytes of one attacker of a release of so many tokens."""

@@ -74,6 +74,7 @@ class Passes:
 
     def __init__(self, architecture: PreTrainedConfig, dtype: torch.dtype) -> None:
         self._mode, self._known, self.dtype = FakeTensorMode(), dict[Hashable, int](), dtype
+        self._takes_cache = True
         with self._mode, quiet():
             model = AutoModelForCausalLM.from_config(architecture, dtype=dtype)  # type: ignore[no-untyped-call]
             self._model: PreTrainedModel = model.requires_grad_(False)
@@ -107,7 +108,8 @@ class Passes:
         """Keys and values of so many tokens."""
 
         def of_one() -> int:
-            layers = self._first(1, 1).layers
+            cache = self._first(1, 1)
+            layers = () if cache is None else cache.layers
             kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
             return sum(tensor.nbytes for tensor in kept if isinstance(tensor, Tensor))
 
@@ -159,13 +161,24 @@ class Passes:
         output = self._run(rows, tokens, lambda states: states[:, -scored:].flatten(0, 1).clone()[None], {})
         return cast(Tensor, output.logits[0])
 
-    def _first(self, rows: int, tokens: int) -> DynamicCache:
-        """The prompts' own pass, of which the last states become logits."""
-        cache = DynamicCache(config=self._model.config)
-        caches = "past_key_values" in inspect.signature(self._model.forward).parameters
-        settings = {"use_cache": True, "past_key_values": cache} if caches else {}
-        self._run(rows, tokens, lambda states: states[:, -1:].contiguous(), settings)
-        return cache
+    def _first(self, rows: int, tokens: int) -> Any:
+        """The prompts' own pass, of which the last states become logits; returns its cache, if the model has one."""
+
+        def run(**settings: Any) -> Any:
+            return self._run(rows, tokens, lambda states: states[:, -1:].contiguous(), settings)
+
+        if "past_key_values" not in inspect.signature(self._model.forward).parameters:
+            run()
+            return None
+        if self._takes_cache:
+            try:
+                cache = DynamicCache(config=self._model.config)
+                run(use_cache=True, past_key_values=cache)
+                return cache
+            except Exception:  # noqa: BLE001 - each model refuses a cache of another kind in its own way
+                self._takes_cache = False
+        # Not in the handler, whose traceback would keep the failed pass's tensors alive, and counted.
+        return run(use_cache=True).past_key_values
 
     def _run(self, rows: int, tokens: int, select: Callable[[Tensor], Tensor], settings: dict[str, Any]) -> Any:
         """A pass whose output layer gets what is selected of the states (B, T, h)."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BartConfig, MiniMaxConfig
 
 from del_lightning import memory
 from del_lightning.attacks import BayesOptimal, NearestNeighbour
@@ -112,6 +113,40 @@ def test_a_stage_is_planned_for_what_it_passes(tiny_llm: Factory) -> None:
     assert len(works("pipeline")) == 9
     suite = ["bigrams", "language-model", "server-model", "input-inference", "inverter"]
     assert len(works("pipeline", attack=AttackConfig(suite=suite))) == 12
+
+
+def test_a_model_that_refuses_the_usual_cache_makes_its_own() -> None:
+    architecture = MiniMaxConfig(
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        block_size=4,
+    )
+    passes = Passes(architecture, torch.bfloat16)
+    assert passes.state(2, 10) == 2 * 10 * (2 * 2 * 8) * 2  # one layer of two keeps keys and values
+    assert passes.generated(2, 10, 5) > passes.state(2, 15)
+
+
+def test_work_that_cannot_be_worked_out_is_left_out() -> None:
+    """A decoder of more layers than its encoder, which is what its own cache goes by."""
+    architecture = BartConfig(
+        vocab_size=99,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=3,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+    )
+    config = Config(stage=StageConfig(name="pipeline"), attack=AttackConfig(suite=["language-model", "bayes"]))
+    works = [work.what for work in plan(config, architecture, CPU).works]
+    assert works[-3:] == ["the attack bayes", "scoring", "coherence"]
 
 
 def test_larger_batches_are_planned_to_take_more(tiny_llm: Factory) -> None:
