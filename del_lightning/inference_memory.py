@@ -19,7 +19,7 @@ from del_lightning.codec import AT_A_TIME, default_dim
 from del_lightning.config import Config
 from del_lightning.lattices import CANDIDATES, POSITIONS
 from del_lightning.methods.distances import CELLS
-from del_lightning.methods.factory import NEEDS_CODEBOOK, NEEDS_CODEC, NEEDS_PRIOR, NEEDS_VOCABULARY, TEXT_ONLY
+from del_lightning.methods.factory import NEEDS_CODEBOOK, NEEDS_CODEC, NEEDS_PRIOR, NEEDS_VOCABULARY, TEXT_ONLY, built
 from del_lightning.passes import Passes
 
 FLOAT, LONG = 4, 8
@@ -77,6 +77,7 @@ class Planner:
     def __init__(self, config: Config, passes: Passes) -> None:
         self.config, self.passes = config, passes
         self.vocabulary, self.width = passes.vocabulary, passes.width
+        self.methods = built(config)
         data = config.data
         known = [TOKENS_A_WORD * data.prompt_words, *filter(None, [data.max_prompt_tokens])]
         self.private = min(known)
@@ -96,7 +97,7 @@ class Planner:
         """What precedes every training: the embedding table in float32, and the codec's projection of it."""
         numbers, double = self.vocabulary * self.width, 2 * FLOAT
         yield Work("preparation", "the embedding table", "model.name", 2 * numbers * self.passes.dtype.itemsize)
-        if {*self.config.methods} & {*NEEDS_CODEC}:
+        if self.methods & {*NEEDS_CODEC}:
             # Coordinates are sorted by size, with their places and the frequencies up to each.
             fitted = 2 * double * min(numbers, AT_A_TIME) + self._codes * 8
             yield Work("preparation", "the codec", "codec.dim", fitted)
@@ -139,7 +140,7 @@ class Planner:
 
     def tables(self) -> int:
         """What the front-ends of this run keep of the vocabulary; all stay once they are built."""
-        found, methods = 0, {*self.config.methods}
+        found, methods = 0, self.methods
         if methods & {*NEEDS_CODEC, *NEEDS_CODEBOOK}:
             found += 4 * self._codes  # clean ones, their log odds, those in the making, what the nearest ones are
         if methods & {*NEEDS_VOCABULARY, *TEXT_ONLY}:
@@ -194,7 +195,7 @@ class Planner:
     @property
     def _copies(self) -> int:
         """Tables of likelihoods that live at one time while a front-end makes one."""
-        return 1 if {*self.config.methods} <= {"clean", "mean", "random", *NEEDS_CODEC} else 3
+        return 1 if self.methods <= {"clean", "mean", "random", *NEEDS_CODEC} else 3
 
     def _nearest(self, tokens: int) -> int:
         """Embeddings of the whole release, restored; one tile of scores, and the vocabulary's part of it."""
@@ -215,7 +216,7 @@ class Planner:
 
     def _decoded(self) -> int:
         """A server that decodes with neighbours holds what all places of some sequences say of every token."""
-        if not {*self.config.methods} & {*NEEDS_PRIOR} or not self.config.codebook.neighbours:
+        if not self.methods & {*NEEDS_PRIOR} or not self.config.codebook.neighbours:
             return 0
         held = SEQUENCES * self.private + (self._copies + 4) * POSITIONS
         return held * self.vocabulary * FLOAT

@@ -24,7 +24,7 @@ from del_lightning.config import SND, Config
 from del_lightning.errors import ConfigError
 from del_lightning.inference_memory import Planner, Work
 from del_lightning.llm import decoder_layers, quiet
-from del_lightning.methods.factory import CLASSES, default_value
+from del_lightning.methods.factory import CLASSES, built, default_value
 from del_lightning.modules.denoiser import Denoiser
 from del_lightning.passes import Passes
 
@@ -221,7 +221,7 @@ def _works(config: Config, planner: Planner) -> Iterator[Work]:
     """What the stages that this run passes do besides training."""
     stage = config.stage.name
     yield from planner.preparation()
-    if stage != "codec" and _searches(config):
+    if stage not in ("codec", "transfer") and _searches(config):  # `transfer.mus` are given
         yield from planner.calibration()
     if stage in ("attack", "pipeline", "report"):
         yield from planner.attacks()
@@ -232,7 +232,7 @@ def _works(config: Config, planner: Planner) -> Iterator[Work]:
 def _searches(config: Config) -> bool:
     """Whether a privacy parameter is to be calibrated."""
     given = partial(default_value, baseline=config.baseline, mechanism=config.mechanism)
-    return any(CLASSES[name].parameter is not None and given(name) is None for name in config.methods)
+    return any(CLASSES[name].parameter is not None and given(name) is None for name in built(config))
 
 
 def check(config: Config, architecture: PreTrainedConfig, device: torch.device) -> MemoryPlan:

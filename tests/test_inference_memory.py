@@ -15,7 +15,7 @@ from del_lightning.attacks import BayesOptimal, NearestNeighbour
 from del_lightning.attacks.language_model import BigramPrior
 from del_lightning.bigrams import Bigrams
 from del_lightning.codec import LinearCodec
-from del_lightning.config import AttackConfig, Config, DataConfig, MechanismConfig, ModelConfig, StageConfig
+from del_lightning.config import AttackConfig, Config, DataConfig, MechanismConfig, ModelConfig, NluConfig, StageConfig
 from del_lightning.data.tokens import Ragged
 from del_lightning.errors import AssetError, ConfigError
 from del_lightning.inference_memory import HOLES, Planner, Work
@@ -106,7 +106,11 @@ def test_a_stage_is_planned_for_what_it_passes(tiny_llm: Factory) -> None:
     first = ["the embedding table", "the codec"]
     searched = ["calibration by nearest", "calibration by bayes"]
     assert works("codec") == first
-    assert works("codec", methods=["santext"]) == first[:1]
+    assert works("codec", methods=["santext"]) == first  # the stage builds a codec whatever runs later
+    assert works("transfer", methods=["santext"]) == [*first, "scoring", "continuations", "coherence"]
+    assert works("prompt", methods=["santext"]) == first[:1]
+    assert works("nlu", methods=["santext"], nlu=NluConfig(fronts=["clean"])) == first[:1]
+    assert works("nlu", methods=["clean"], nlu=NluConfig(fronts=["del@2"])) == [*first, *searched]
     assert works("prompt") == [*first, *searched]
     assert works("attack") == [*first, *searched, "the attack nearest", "the attack bayes"]
     assert works("evaluate", mechanism=MechanismConfig(mu=9.0)) == [*first, "scoring", "continuations", "coherence"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from del_lightning.bigrams import Bigrams
 from del_lightning.codebook import Codebook
 from del_lightning.codec import LinearCodec
-from del_lightning.config import METHODS, BaselineConfig, MechanismConfig
+from del_lightning.config import METHODS, BaselineConfig, Config, MechanismConfig
 from del_lightning.errors import ConfigError
 from del_lightning.methods.base import Method
 from del_lightning.methods.controls import Clean, MeanEmbedding, Projection
@@ -94,6 +94,22 @@ TEXT_ONLY = ("inferdpt", "local-only")
 """Methods whose user reads what a local model wrote, so that no reference continuation can be scored."""
 CONTINUOUS = tuple(name for name in METHODS if name not in ("clean", *NEEDS_VOCABULARY, *TEXT_ONLY))
 """What they restore is no token's embedding: a soft prompt may learn to read it, so training one is worthwhile."""
+
+
+def built(config: Config) -> set[str]:
+    """Names of the methods whose parts a stage builds, which are not always those of ``methods``.
+
+    Stages about DEL build its codec in any case; stage ``nlu`` has front-ends of its own.
+    """
+    match config.stage.name:
+        case "nlu":
+            return {name.partition("@")[0] for names in config.nlu.runs.values() for name in names}
+        case "codec" | "transfer":
+            return {"del"}
+        case "export" | "publish":
+            return {*config.methods, "del"}
+        case _:
+            return {*config.methods}
 
 
 @dataclass(frozen=True)

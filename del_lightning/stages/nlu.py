@@ -24,7 +24,7 @@ from del_lightning.data.corpora import check_corpus
 from del_lightning.data.glue import check_glue
 from del_lightning.errors import ConfigError
 from del_lightning.methods import Footprint, Method
-from del_lightning.methods.factory import NEEDS_CODEC, NEEDS_FREQUENCIES
+from del_lightning.methods.factory import NEEDS_CODEC, NEEDS_FREQUENCIES, built
 from del_lightning.metrics import binary_figures, over_examples, over_seeds
 from del_lightning.metrics.classification import RANGES
 from del_lightning.modules.adapter import check_peft
@@ -64,7 +64,7 @@ def check(ws: Workspace) -> None:
     """
     ws.check_memory()  # its plan has the denoiser too, and refuses a width that SnD's heads do not divide
     check_glue(ws.config.nlu.task, ws.config.data.root)
-    methods = {name.partition("@")[0] for names in ws.config.nlu.runs.values() for name in names}
+    methods = built(ws.config)
     if methods & {*NEEDS_CODEC, *NEEDS_FREQUENCIES}:
         check_corpus(ws.config.codec.corpus, ws.config.data.root, "codec.corpus")
     if "lora" in ws.config.nlu.ways:

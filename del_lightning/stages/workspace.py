@@ -38,6 +38,7 @@ from del_lightning.methods.factory import (
     NEEDS_VOCABULARY,
     Parts,
     build,
+    built,
     default_value,
     settings,
 )
@@ -213,14 +214,7 @@ class Workspace:
     @property
     def sends_codes(self) -> bool:
         """Whether this configuration needs a codec."""
-        nlu = {name.partition("@")[0] for names in self.config.nlu.runs.values() for name in names}
-        match self.config.stage.name:
-            case "codec" | "export" | "publish" | "transfer":
-                return True
-            case "nlu":
-                return bool(nlu & set(NEEDS_CODEC))
-            case _:
-                return bool(set(self.config.methods) & set(NEEDS_CODEC))
+        return not built(self.config).isdisjoint(NEEDS_CODEC)
 
     @property
     def searched(self) -> set[str]:
