@@ -83,15 +83,28 @@ class Planner:
         self.private = min(known)
         self.beginning = config.prompt.virtual_tokens + len(data.prefix) // LETTERS_A_TOKEN + 1
 
-    def validation(self) -> int:
-        """Bytes of one batch that a training is validated on, whose rows are as long as those that train."""
-        data, codec = self.config.data, self.config.codec
-        tokens = data.train_tokens
-        found = [self.passes.scored(data.eval_batch_size, self.beginning + tokens, _clean(tokens, data.split_ratio))]
+    def validation(self) -> Work | None:
+        """The largest batch that a training is validated on; None where none can be worked out."""
+        found = (
+            work
+            for rows, setting, tokens, scored in self._validated()
+            for work in _worked_out(
+                "validation", "validation", setting, partial(self.passes.scored, rows, tokens, scored)
+            )
+        )
+        return max(found, key=lambda work: work.size, default=None)
+
+    def _validated(self) -> Iterator[tuple[int, str, int, int]]:
+        """Rows of each validation's batches, what sets them, and tokens of a row: all and those scored."""
+        data, codec, nlu = self.config.data, self.config.codec, self.config.nlu
+        rows, setting = data.eval_batch_size, "data.eval_batch_size"
+        if self.config.stage.name == "nlu":  # a class is read at the end of two sentences
+            tokens = self.config.prompt.virtual_tokens + 2 * nlu.sentence_tokens
+            yield nlu.eval_batch_size, "nlu.eval_batch_size", tokens, 1
+        else:
+            yield rows, setting, self.beginning + data.train_tokens, _clean(data.train_tokens, data.split_ratio)
         if codec.steps:
-            tokens = codec.sequence_tokens
-            found.append(self.passes.scored(data.eval_batch_size, tokens, _clean(tokens, codec.split_ratio)))
-        return max(found)
+            yield rows, setting, codec.sequence_tokens, _clean(codec.sequence_tokens, codec.split_ratio)
 
     def preparation(self) -> Iterator[Work]:
         """What precedes every training: the embedding table in float32, and the codec's projection of it."""

@@ -54,6 +54,7 @@ class MemoryPlan:
         trained: Weights, gradients and Adam's two moments of a denoiser or adapter; those of a soft prompt and a codec
             are too small to count.
         validation: What a batch of validation holds, where that is more than the activations.
+        validated_by: Setting of that batch's rows.
         works: What is done with the finished model, on the first device.
     """
 
@@ -66,6 +67,7 @@ class MemoryPlan:
     width: int = 0
     trained: int = 0
     validation: int = 0
+    validated_by: str = "data.eval_batch_size"
     works: tuple[Work, ...] = ()
 
     @property
@@ -142,6 +144,7 @@ def plan(config: Config, architecture: PreTrainedConfig, device: torch.device) -
     model = _Model(architecture.to_json_string(use_diff=False), config.model.dtype, architecture)
     found = _measured(model, tuple(_trainings(config)), recompute=trainer.activation_checkpointing)
     planner, together = Planner(config, _passes(model)), trainer.devices * trainer.num_nodes
+    validation = planner.validation()
     return MemoryPlan(
         weights=found.spread(together) if together > 1 and trainer.strategy == "fsdp" else found.whole,
         whole=found.whole,
@@ -151,7 +154,8 @@ def plan(config: Config, architecture: PreTrainedConfig, device: torch.device) -
         available=_available(device) // (1 if device.type == "cuda" else trainer.devices),
         width=found.width,
         trained=found.trained,
-        validation=planner.validation(),
+        validation=0 if validation is None else validation.size,
+        validated_by=MemoryPlan.validated_by if validation is None else validation.setting,
         works=tuple(_works(config, planner)),
     )
 
@@ -451,7 +455,7 @@ def _advice(config: Config, found: MemoryPlan) -> str:
     trainer = config.trainer
     ways = ["smaller batches with trainer.accumulate_grad_batches"]
     if found.validation > found.activations:
-        ways = ["a smaller data.eval_batch_size"]
+        ways = [f"a smaller {found.validated_by}"]
     if not trainer.activation_checkpointing:
         ways.append("trainer.activation_checkpointing=true")
     if trainer.strategy != "fsdp":

@@ -15,7 +15,16 @@ from del_lightning.attacks import BayesOptimal, NearestNeighbour
 from del_lightning.attacks.language_model import BigramPrior
 from del_lightning.bigrams import Bigrams
 from del_lightning.codec import LinearCodec
-from del_lightning.config import AttackConfig, Config, DataConfig, MechanismConfig, ModelConfig, NluConfig, StageConfig
+from del_lightning.config import (
+    AttackConfig,
+    CodecConfig,
+    Config,
+    DataConfig,
+    MechanismConfig,
+    ModelConfig,
+    NluConfig,
+    StageConfig,
+)
 from del_lightning.data.tokens import Ragged
 from del_lightning.errors import AssetError, ConfigError
 from del_lightning.inference_memory import HOLES, Planner, Work
@@ -165,6 +174,23 @@ def test_larger_batches_are_planned_to_take_more(tiny_llm: Factory) -> None:
     assert plan(Config(data=DataConfig(eval_batch_size=64)), llm.model.config, CPU).validation > 3.5 * (
         plan(Config(), llm.model.config, CPU).validation
     )
+
+
+def test_classification_is_validated_on_its_own_batches(monkeypatch: pytest.MonkeyPatch, tiny_llm: Factory) -> None:
+    architecture = tiny_llm(hidden=64).model.config
+    config = Config(stage=StageConfig(name="nlu"), codec=CodecConfig(steps=0))
+
+    def validation(config: Config) -> int:
+        return plan(config, architecture, CPU).validation
+
+    long = replace(config, data=DataConfig(eval_batch_size=512, train_tokens=4 * config.data.train_tokens))
+    assert validation(long) == validation(config)
+    many = replace(config, nlu=NluConfig(eval_batch_size=1024))
+    assert validation(many) > 20 * validation(config)
+    free = validation(many) // 2
+    monkeypatch.setattr(memory, "_available", lambda _: free)
+    with pytest.raises(ConfigError, match=r"try a smaller nlu\.eval_batch_size or "):
+        memory.check(many, architecture, CPU)
 
 
 def test_what_does_not_fit_names_its_setting(monkeypatch: pytest.MonkeyPatch, tiny_llm: Factory) -> None:
