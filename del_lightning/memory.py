@@ -259,11 +259,15 @@ def check(config: Config, architecture: PreTrainedConfig, device: torch.device) 
             f"{_gib(found.alone)}, got {_gib(found.available)} free"
         )
     work = max(found.works, key=lambda work: work.size, default=None)
-    if work is not None and found.fits_alone and found.alone + work.size > found.available:
+    # A CPU's processes share its memory: all of them hold the model, and the first alone does the work.
+    processes = config.trainer.devices if device.type == "cpu" else 1
+    needed, free = processes * found.alone, processes * found.available
+    if work is not None and found.fits_alone and needed + work.size > free:
+        place = "on the first device" if processes == 1 else f"beside the models of {processes} processes"
         raise ConfigError(
-            f"`{work.setting}` must ask for less: {work.what} takes {_gib(found.alone + work.size)} on the first "
-            f"device (weights {_gib(found.whole)}, embedding table {_gib(found.table)}, the rest {_gib(work.size)}), "
-            f"got {_gib(found.available)} free"
+            f"`{work.setting}` must ask for less: {work.what} takes {_gib(needed + work.size)} {place} (weights "
+            f"{_gib(processes * found.whole)}, embedding table {_gib(processes * found.table)}, the rest "
+            f"{_gib(work.size)}), got {_gib(free)} free"
         )
     # Asked once a machine: when its other processes come to this, the first may hold its copy already.
     if not found.fits_alone and device.type == "cuda" and ranks.local_rank() == 0:

@@ -215,6 +215,18 @@ def test_what_does_not_fit_names_its_setting(monkeypatch: pytest.MonkeyPatch, ti
     assert memory.check(Config(), tiny_llm().model.config, CPU).available == 6 * GIB
 
 
+def test_the_first_process_of_a_cpu_works_beside_the_others(monkeypatch: pytest.MonkeyPatch, tiny_llm: Factory) -> None:
+    works = (Work("evaluation", "scoring", "x.y", 8 * GIB),)
+    found = MemoryPlan(GIB, GIB, activations=0, table=GIB, context=0, available=4 * GIB, works=works)
+    monkeypatch.setattr(memory, "plan", lambda *_: found)
+    architecture, trainer = tiny_llm().model.config, Config().trainer
+    config = Config(trainer=replace(trainer, devices=4))
+    assert memory.check(config, architecture, CPU) is found  # 4 x 2 and 8 of 16 GiB
+    message = r"scoring takes 14.0 GiB beside the models of 3 processes \(weights 3.0 .* 8.0 GiB\), got 12.0 GiB free"
+    with pytest.raises(ConfigError, match=message):
+        memory.check(replace(config, trainer=replace(trainer, devices=3)), architecture, CPU)
+
+
 SCRIPT = """
 import re
 import sys
