@@ -280,6 +280,22 @@ def test_an_error_in_the_middle_of_a_stage_is_one_line_too(
     assert output.count("memory") == 1
 
 
+def test_a_model_whose_memory_cannot_be_worked_out_runs_without_a_plan(
+    run: Run, monkeypatch: pytest.MonkeyPatch, packaged: None
+) -> None:
+    def fail(*_: object) -> None:
+        raise IndexError("no such layer")
+
+    began: list[Workspace] = []
+    monkeypatch.setattr("del_lightning.memory.plan", fail)
+    monkeypatch.setattr("del_lightning.stages.codec.run", began.append)
+    code, output, error = run("stage=codec", "experiment=quickstart")
+    assert (code, error, len(began)) == (0, "", 1)
+    assert " ".join(output.split()).startswith(
+        "memory: not known for smollm2-135m-instruct before it is loaded (no such"
+    )
+
+
 def test_a_defect_of_ours_is_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch, packaged: None) -> None:
     def fail(workspace: Workspace) -> None:
         raise ZeroDivisionError("a bug")

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
+from rich import print as rprint
 from rich.progress import track
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from del_lightning.codec import LinearCodec, check_dim
 from del_lightning.config import Config
 from del_lightning.data import GenerationDataModule, load_corpus
 from del_lightning.data.tokens import Ragged
-from del_lightning.errors import ConfigError
+from del_lightning.errors import ConfigError, DelError
 from del_lightning.llm import FrozenLLM
 from del_lightning.loading import check_llm, load_llm
 from del_lightning.memory import MemoryPlan
@@ -91,10 +92,17 @@ class Workspace:
         """
         architecture = check_llm(self.config.model)
         device = pick_device(self.config.trainer)
-        if architecture is not None:
+        if architecture is None:
+            return
+        try:
             self.memory = memory.check(self.config, architecture, device)
-            if self.sends_codes:
-                check_dim(self.config.codec.dim, self.memory.width)
+        except DelError:
+            raise
+        except Exception as error:  # noqa: BLE001 - of an estimate; the model itself may run
+            rprint(f"memory: not known for {self.config.model.name} before it is loaded ({error})")
+            return
+        if self.sends_codes:
+            check_dim(self.config.codec.dim, self.memory.width)
 
     @cached_property
     def device(self) -> torch.device:
