@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -42,8 +43,9 @@ def _run(settings: DictConfig) -> None:
     with workspace:
         hydra.utils.get_method(config.stage._target_)(workspace)
     if HydraConfig.get().mode == RunMode.MULTIRUN and workspace.board is not None:
-        hydra_config = HydraConfig.get()
-        sweeps.leave_outcome(hydra_config.sweep.dir, hydra_config.overrides.task, workspace.board)
+        # As they were typed: a title's ${hydra:job.num} is no number yet where the multirun looks for its jobs.
+        typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        sweeps.leave_outcome(HydraConfig.get().sweep.dir, cast(list[str], typed), workspace.board)
 
 
 def title_of_job(title: str, overrides: Sequence[str]) -> str:
