@@ -54,41 +54,44 @@ class Work:
     size: int
 
 
-def _worked_out(kind: str, what: str, setting: str, size: Callable[[], int]) -> Iterator[Work]:
-    """The work, or nothing if its size cannot be worked out.
-
-    The plan is an estimate: models have code of their own, which may not run on fake tensors, and that ends no run.
-    """
-    try:
-        found = size()
-    except Exception:  # noqa: BLE001 - that of any model
-        return
-    yield Work(kind, what, setting, found)
-
-
 class Planner:
-    """Works out the bytes of every kind of work, leaving out what a model's code does not let it work out.
+    """Works out the bytes of every kind of work.
 
     Args:
         config: Settings of the run.
         passes: Of the language model.
+
+    Attributes:
+        unknown: Work whose size could not be worked out so far.
     """
 
     def __init__(self, config: Config, passes: Passes) -> None:
         self.config, self.passes = config, passes
         self.vocabulary, self.width = passes.vocabulary, passes.width
-        self.methods = built(config)
+        self.methods, self.unknown = built(config), list[str]()
         data = config.data
         known = [TOKENS_A_WORD * data.prompt_words, *filter(None, [data.max_prompt_tokens])]
         self.private = min(known)
         self.beginning = config.prompt.virtual_tokens + len(data.prefix) // LETTERS_A_TOKEN + 1
+
+    def _work(self, kind: str, what: str, setting: str, size: Callable[[], int]) -> Iterator[Work]:
+        """The work, or nothing but an entry in :attr:`unknown`.
+
+        The plan is an estimate: models have code of their own, which may not run on fake tensors, and that ends no run.
+        """
+        try:
+            found = size()
+        except Exception:  # noqa: BLE001 - that of any model
+            self.unknown.append(what)
+        else:
+            yield Work(kind, what, setting, found)
 
     def validation(self) -> Work | None:
         """The largest batch that a training is validated on; None where none can be worked out."""
         found = (
             work
             for rows, setting, tokens, scored in self._validated()
-            for work in _worked_out(
+            for work in self._work(
                 "validation", "validation", setting, partial(self.passes.scored, rows, tokens, scored)
             )
         )
@@ -133,23 +136,23 @@ class Planner:
             rows = min(evaluate.generation_batch_size, data.max_prompts)
             return beside + self.passes.generated(rows, tokens, evaluate.max_new_tokens)
 
-        yield from _worked_out("evaluation", "scoring", "data.eval_batch_size", scored)
-        yield from _worked_out("evaluation", "continuations", "evaluate.generation_batch_size", written)
-        yield from _worked_out("evaluation", "coherence", "evaluate.encoder", lambda: beside + self._encoded())
+        yield from self._work("evaluation", "scoring", "data.eval_batch_size", scored)
+        yield from self._work("evaluation", "continuations", "evaluate.generation_batch_size", written)
+        yield from self._work("evaluation", "coherence", "evaluate.encoder", lambda: beside + self._encoded())
 
     def calibration(self) -> Iterator[Work]:
         """The attackers that a privacy parameter is searched with."""
         attack = self.config.attack
         for name in dict.fromkeys(("nearest", *attack.worst_of)):
             size = partial(self._attacked, name, attack.tokens)
-            yield from _worked_out("calibration", f"calibration by {name}", "attack.worst_of", size)
+            yield from self._work("calibration", f"calibration by {name}", "attack.worst_of", size)
 
     def attacks(self) -> Iterator[Work]:
         """The attackers of the test prompts."""
         tokens = self.config.data.max_prompts * self.private
         for name in self.config.attack.suite:
             size = partial(self._attacked, name, tokens)
-            yield from _worked_out("attacks", f"the attack {name}", "attack.suite", size)
+            yield from self._work("attacks", f"the attack {name}", "attack.suite", size)
 
     def tables(self) -> int:
         """What the front-ends of this run keep of the vocabulary; all stay once they are built."""

@@ -56,6 +56,7 @@ class MemoryPlan:
         validation: What a batch of validation holds, where that is more than the activations.
         validated_by: Setting of that batch's rows.
         works: What is done with the finished model, on the first device.
+        unknown: What could not be worked out, and is not in the others.
     """
 
     weights: int
@@ -69,6 +70,7 @@ class MemoryPlan:
     validation: int = 0
     validated_by: str = "data.eval_batch_size"
     works: tuple[Work, ...] = ()
+    unknown: tuple[str, ...] = ()
 
     @property
     def training(self) -> int:
@@ -94,7 +96,9 @@ class MemoryPlan:
         free = _gib(self.available)
         line = f"memory: {_gib(self.training)} of {free} free on each device while training ({self.parts})"
         named = [f"{_gib(self.alone + work.size)} for {work.what}" for work in self._largest()]
-        return f"{line}; on the first device {', '.join(named)}" if named else line
+        if named:
+            line += f"; on the first device {', '.join(named)}"
+        return f"{line}; not known: {', '.join(self.unknown)}" if self.unknown else line
 
     def _largest(self) -> list[Work]:
         """The largest of each kind of work."""
@@ -157,6 +161,7 @@ def plan(config: Config, architecture: PreTrainedConfig, device: torch.device) -
         validation=0 if validation is None else validation.size,
         validated_by=MemoryPlan.validated_by if validation is None else validation.setting,
         works=tuple(_works(config, planner)),
+        unknown=tuple(dict.fromkeys(planner.unknown)),
     )
 
 

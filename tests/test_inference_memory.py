@@ -110,7 +110,9 @@ def test_a_stage_is_planned_for_what_it_passes(tiny_llm: Factory) -> None:
 
     def works(stage: str, **settings: object) -> list[str]:
         config = Config(stage=StageConfig(name=stage), **settings)  # type: ignore[arg-type]
-        return [work.what for work in plan(config, architecture, CPU).works]
+        found = plan(config, architecture, CPU)
+        assert found.unknown == ()
+        return [work.what for work in found.works]
 
     first = ["the embedding table", "the codec"]
     searched = ["calibration by nearest", "calibration by bayes"]
@@ -145,7 +147,7 @@ def test_a_model_that_refuses_the_usual_cache_makes_its_own() -> None:
     assert passes.generated(2, 10, 5) > passes.state(2, 15)
 
 
-def test_work_that_cannot_be_worked_out_is_left_out() -> None:
+def test_work_that_cannot_be_worked_out_is_left_out_and_named() -> None:
     """A decoder of more layers than its encoder, which is what its own cache goes by."""
     architecture = BartConfig(
         vocab_size=99,
@@ -158,8 +160,9 @@ def test_work_that_cannot_be_worked_out_is_left_out() -> None:
         decoder_ffn_dim=64,
     )
     config = Config(stage=StageConfig(name="pipeline"), attack=AttackConfig(suite=["language-model", "bayes"]))
-    works = [work.what for work in plan(config, architecture, CPU).works]
-    assert works[-3:] == ["the attack bayes", "scoring", "coherence"]
+    found = plan(config, architecture, CPU)
+    assert [work.what for work in found.works][-3:] == ["the attack bayes", "scoring", "coherence"]
+    assert found.summary().endswith("; not known: the attack language-model, continuations")
 
 
 def test_larger_batches_are_planned_to_take_more(tiny_llm: Factory) -> None:
