@@ -79,7 +79,7 @@ def model_card(
         record=record,
         model=_inline(record.model.name),
         name=json.dumps(repo_id or "FOLDER OR REPOSITORY"),
-        placeholder=repo_id is None,
+        unnamed=repo_id is None,
         guarantees=statement.plain(),
         statement=statement.summary(),
         epsilon=statement.summary().partition(": ")[2].partition(";")[0],
