@@ -243,3 +243,15 @@ def _path_data(marker: str) -> str:
             letters[int(code)] + ("" if code == Path.CLOSEPOLY else " ".join(f"{round(x, 2) + 0.0:g}" for x in numbers))
         )
     return "".join(parts)
+
+
+def spread(heights: list[float], gap: float, top: float) -> list[float]:
+    """Ascending heights, moved as little as it takes for neighbours to be ``gap`` apart and none above ``top``."""
+    placed = list(heights)
+    for place in range(1, len(placed)):
+        placed[place] = max(placed[place], placed[place - 1] + gap)
+    if placed:
+        placed[-1] = min(placed[-1], top)
+    for place in range(len(placed) - 2, -1, -1):
+        placed[place] = min(placed[place], placed[place + 1] - gap)
+    return placed

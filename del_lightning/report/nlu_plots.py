@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from del_lightning.report import drawing, words
 from del_lightning.report.arrange import REFERENCE
-from del_lightning.report.drawing import FONT, INK, MUTED, PAPER, Shared, Style
+from del_lightning.report.drawing import FONT, INK, MUTED, PAPER, Shared, Style, spread
 from del_lightning.report.nlu import (
     FIGURES,
     VARIANTS,
@@ -17,7 +17,6 @@ from del_lightning.report.nlu import (
     majority,
     mechanism,
 )
-from del_lightning.report.plots import spread
 from del_lightning.report.schema import NluLeaderboard, NluRow
 
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from del_lightning.artifacts import write_text
-from del_lightning.report import arrange, cautions, drawing, gallery, plots, prose, tables, words
+from del_lightning.report import arrange, attack_plots, cautions, drawing, gallery, plots, prose, tables, words
 from del_lightning.report.markdown import render_markdown
 from del_lightning.report.rendering import ALONE, Place, encodable, render
 from del_lightning.report.schema import GalleryPrompt, Leaderboard, Sample, Texts
@@ -64,13 +64,13 @@ def _communication_figure(board: Leaderboard) -> _Figure | None:
 
 def _calibration_figures(board: Leaderboard) -> list[_Figure]:
     alt = "Measured attack success rate of {} against the parameter tried."
-    figures = (_figure(svg, alt.format(name), name) for name, svg in plots.calibrations(board))
+    figures = (_figure(svg, alt.format(name), name) for name, svg in attack_plots.calibrations(board))
     return [figure for figure in figures if figure is not None]
 
 
 def _attack_figures(board: Leaderboard) -> list[_Figure]:
     alt = "Success of every attack on {} against the privacy parameter, with the certified bound."
-    figures = (_figure(svg, alt.format(name), name) for name, svg in plots.attack_curves(board))
+    figures = (_figure(svg, alt.format(name), name) for name, svg in attack_plots.attack_curves(board))
     return [figure for figure in figures if figure is not None]
 
 

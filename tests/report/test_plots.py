@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from del_lightning.config import METHODS
-from del_lightning.report import drawing, plots, words
+from del_lightning.report import attack_plots, drawing, plots, words
 from del_lightning.report.schema import Estimate, TrainingCurve
 from tests.report.factory import STRENGTH, attack_curve, estimate, make_board, make_large_board, other_row, row
 
@@ -105,7 +105,7 @@ def test_figures_are_deterministic_and_share_no_id(name: str) -> None:
 def test_figures_hold_no_address_style_sheet_or_placeholder_colour() -> None:
     board = make_large_board(curves=[])
     figures = [plots.utility_curves(board, "coherence"), plots.utility_bits(board), plots.communication(board)]
-    for svg in [*figures, *(svg for _, svg in plots.calibrations(board))]:
+    for svg in [*figures, *(svg for _, svg in attack_plots.calibrations(board))]:
         assert "http" not in svg
         assert "<style" not in svg
         assert not re.search(r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]", svg)
@@ -169,27 +169,27 @@ def test_curve_marks_the_best_validation() -> None:
 
 def test_every_calibrated_method_has_a_figure() -> None:
     board = make_large_board()
-    figures = plots.calibrations(board)
+    figures = attack_plots.calibrations(board)
     assert [name for name, _ in figures] == [method.label for method in board.calibrations]
     assert ">η tried</text>" in dict(figures)["Metric-DP"]
-    assert plots.calibrations(make_board(calibrations=[])) == []
+    assert attack_plots.calibrations(make_board(calibrations=[])) == []
 
 
 def test_only_reported_settings_are_marked() -> None:
-    ((_, svg),) = plots.calibrations(make_board())
+    ((_, svg),) = attack_plots.calibrations(make_board())
     assert drawn_markers(svg, "with") == 2  # the worst-case matching was calibrated but is no part of this board
 
 
 def test_attack_curves_draw_every_attack_with_its_band_and_the_bound() -> None:
     board = make_board(attack_curves=[attack_curve(), attack_curve("gaussian-code", "Gaussian mechanism")])
-    figures = plots.attack_curves(board)
+    figures = attack_plots.attack_curves(board)
     assert [name for name, _ in figures] == ["DEL", "Gaussian mechanism"]
     for _, svg in figures:
         ElementTree.fromstring(svg)
         text = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
         assert {*map(words.attack_name, STRENGTH), "certified, one token"} <= set(text)
         assert svg.count("FillBetweenPolyCollection") == len(STRENGTH)
-    assert plots.attack_curves(make_board()) == []
+    assert attack_plots.attack_curves(make_board()) == []
 
 
 def test_attack_that_was_not_run_on_a_method_keeps_its_look_elsewhere() -> None:
@@ -197,7 +197,7 @@ def test_attack_that_was_not_run_on_a_method_keeps_its_look_elsewhere() -> None:
     for point in part.points:
         del point.asr["nearest neighbour (cosine)"]
     part.certified[:] = [None] * len(part.points)
-    (_, one), (_, two) = plots.attack_curves(make_board(attack_curves=[whole, part]))
+    (_, one), (_, two) = attack_plots.attack_curves(make_board(attack_curves=[whole, part]))
     assert "nearest neighbour (cosine)" not in two
     assert "certified" not in two
     colour = re.compile(r'stroke: (var\(--[\w-]+\))[^"]*stroke-width: 1\.4')
@@ -205,6 +205,6 @@ def test_attack_that_was_not_run_on_a_method_keeps_its_look_elsewhere() -> None:
 
 
 def test_end_labels_keep_their_distance() -> None:
-    assert plots.spread([1.0, 2.0, 50.0], 10.0, 100.0) == [1.0, 11.0, 50.0]
-    assert plots.spread([95.0, 96.0, 97.0], 10.0, 100.0) == [80.0, 90.0, 100.0]
-    assert plots.spread([], 10.0, 100.0) == []
+    assert drawing.spread([1.0, 2.0, 50.0], 10.0, 100.0) == [1.0, 11.0, 50.0]
+    assert drawing.spread([95.0, 96.0, 97.0], 10.0, 100.0) == [80.0, 90.0, 100.0]
+    assert drawing.spread([], 10.0, 100.0) == []
