@@ -13,7 +13,7 @@ from _del_plus import del_plus, frontiers, plus_summary
 from _glue import glue_counts, glue_outcome, glue_summary, nlu_table, tasks
 from _in_short import in_short
 
-from del_lightning.report import anew, arrange, pictures, prose, words
+from del_lightning.report import anew, arrange, levels, pictures, prose, words
 from del_lightning.report.arrange import Entry
 from del_lightning.report.markdown import markdown_rows
 from del_lightning.report.schema import AttackedSetting, Leaderboard, LeaderboardRow
@@ -67,8 +67,9 @@ def page() -> str:
 
 @cache
 def boards() -> list[Leaderboard]:
-    """The committed leaderboards of text generation."""
-    return [Leaderboard.model_validate_json(path.read_text()) for path in sorted(RESULTS.glob("*/leaderboard.json"))]
+    """The committed leaderboards of text generation with every method; levels that were run apart are one."""
+    paths = sorted([*RESULTS.glob("*/leaderboard.json"), *RESULTS.glob("levels/*/leaderboard.json")])
+    return levels.merged([Leaderboard.model_validate_json(path.read_text()) for path in paths])
 
 
 def elsewhere() -> list[Leaderboard]:

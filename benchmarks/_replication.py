@@ -119,6 +119,12 @@ JOBS: dict[str, list[str]] = {
         for corpus in ("ptb", "wikitext2")
         for seed in (0, 1, 2)
     },
+    # Every method, a level at a time: hours each, and their boards become one.
+    **{
+        f"levels/{corpus}-asr{target}": [f"experiment=leaderboard/{corpus}", f"targets=[{target}]"]
+        for corpus in ("ptb", "wikitext2")
+        for target in (0.02, 0.1, 0.15)
+    },
     # A second language model. Its vocabulary is five times as large, and so are the logits of a batch; its embeddings
     # are 7.6 times as large (root mean square 1.03 against .136), and so are the steps of its soft prompt.
     "gemma-3-270m": [
@@ -201,6 +207,11 @@ NEED_GPU = ("nlu/mrpc", "nlu/qqp")
 
 
 TITLES = {
+    **{
+        f"levels/{corpus}-asr{target}": f"{name} (CPU schedule), ASR {target}"
+        for corpus, name in (("ptb", "PTB"), ("wikitext2", "WikiText-2"))
+        for target in (0.02, 0.1, 0.15)
+    },
     "nlu/cola": "CoLA (CPU schedule)",
     "nlu/sst2": "SST-2 (CPU schedule)",
     "nlu/sst2-8-bits": "SST-2 at 8 bits (CPU schedule)",
@@ -219,8 +230,12 @@ def title(name: str) -> str:
 
 
 def settings_of(name: str) -> list[str]:
-    """Settings of a run, its title among them (quoted: a title may hold what Hydra's grammar knows as its own)."""
-    return [*JOBS[name], f"title='{title(name)}'"]
+    """Settings of a run, its title among them (quoted: a title may hold what Hydra's grammar knows as its own).
+
+    The type of the model's numbers is that of the committed results, whatever this machine is fastest in.
+    """
+    dtype = "float32" if name.startswith("levels/") else "bfloat16"
+    return [*JOBS[name], f"model.dtype={dtype}", f"title='{title(name)}'"]
 
 
 def run(name: str, data: str, store: Path) -> None:

@@ -31,15 +31,14 @@ def _run(settings: DictConfig) -> None:
     config = config_of(settings)
     if HydraConfig.get().mode == RunMode.MULTIRUN and not OmegaConf.is_interpolation(settings, "title"):
         config.title = title_of_job(config.title, HydraConfig.get().overrides.task)
-    from rich import print as rprint
-
     from del_lightning.stages.checks import check  # Heavy imports wait until the settings are known good.
     from del_lightning.stages.workspace import Workspace
+    from del_lightning.terminal import say
 
     workspace = Workspace(config, HydraConfig.get().overrides.task)
     check(workspace)
     if workspace.memory is not None:
-        rprint(workspace.memory.summary())
+        say(workspace.memory.summary())
     with workspace:
         hydra.utils.get_method(config.stage._target_)(workspace)
     if HydraConfig.get().mode == RunMode.MULTIRUN and workspace.board is not None:

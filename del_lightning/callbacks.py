@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from rich import print as rprint
 
 from del_lightning.attacks import NearestNeighbour
 from del_lightning.data import Batch
@@ -18,8 +17,9 @@ from del_lightning.metrics import clopper_pearson
 from del_lightning.modules.prompt import PromptTuning
 from del_lightning.seeding import stream
 from del_lightning.split import SplitModel
+from del_lightning.terminal import say
 
-_print_once = rank_zero_only(rprint)
+_print_once = rank_zero_only(say)
 
 
 def _method_of(module: L.LightningModule) -> Method | None:

@@ -28,6 +28,7 @@ from del_lightning import assets
 from del_lightning.config import ModelConfig
 from del_lightning.errors import AssetError
 from del_lightning.llm import FrozenLLM, quiet
+from del_lightning.precision import fastest_dtype
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _DOWNLOAD = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
@@ -42,7 +43,8 @@ def load_llm(config: ModelConfig) -> FrozenLLM:
 
     Args:
         config: ``name`` is a packaged asset (any case), a folder that holds ``config.json``, or a hub id; a hub
-            model that was loaded before needs no network.
+            model that was loaded before needs no network. Of ``dtype`` auto it takes what is fastest on the CPU, where
+            the model is loaded to; a run of the command line decides by its device.
 
     Raises:
         AssetError: Not installed, not found, hub unreachable, not a causal LM, no safetensors weights, or it asks to
@@ -106,12 +108,12 @@ def model_license(name: str, revision: str | None = None) -> dict[str, str]:
 
 
 def _load_folder(folder: Path, config: ModelConfig) -> FrozenLLM:
-    dtype = getattr(torch, config.dtype)
+    dtype = fastest_dtype(torch.device("cpu")) if config.dtype == "auto" else config.dtype
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+                folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise AssetError(f"`model.name` {config.name!r} cannot be loaded from {folder}: {_line(error)}") from error

@@ -27,6 +27,7 @@ from del_lightning.llm import decoder_layers, quiet
 from del_lightning.methods.factory import CLASSES, built, default_value
 from del_lightning.modules.denoiser import Denoiser
 from del_lightning.passes import Passes
+from del_lightning.precision import with_dtype
 
 GIB = 1 << 30
 STATE = 16
@@ -144,6 +145,7 @@ def plan(config: Config, architecture: PreTrainedConfig, device: torch.device) -
         architecture: The language model's ``config.json``.
         device: One of those that train.
     """
+    config = with_dtype(config, device)
     trainer = config.trainer
     model = _Model(architecture.to_json_string(use_diff=False), config.model.dtype, architecture)
     found = _measured(model, tuple(_trainings(config)), recompute=trainer.activation_checkpointing)

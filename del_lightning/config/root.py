@@ -32,13 +32,13 @@ class ModelConfig:
     name: str = "smollm2-135m-instruct"
     """Packaged asset, local folder, or Hugging Face hub id."""
     dtype: str = "float32"
-    """Weights and activations: float32 or bfloat16."""
+    """Weights and activations: float32, bfloat16, or auto: bfloat16 where the device has instructions for it."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
 
     def __post_init__(self) -> None:
         require(bool(self.name.strip()), "model.name", "a packaged asset, a folder or a hub id", self.name)
-        one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
+        one_of("model.dtype", self.dtype, ("float32", "bfloat16", "auto"))
 
 
 @dataclass

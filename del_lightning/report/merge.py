@@ -7,14 +7,14 @@ lowest one.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from del_lightning.config import with_defaults
 from del_lightning.errors import ArtifactError
 from del_lightning.metrics import binary_figures, over_examples, over_seeds
 from del_lightning.metrics.classification import RANGES
-from del_lightning.report.schema import Estimate, NluLeaderboard, NluRow
+from del_lightning.report.schema import Estimate, Leaderboard, NluLeaderboard, NluRow
 
 SAME_VALUE = 0.05
 """Largest relative difference between two calibrated values of one level: machines round differently."""
@@ -89,8 +89,8 @@ def joined(group: Sequence[NluLeaderboard]) -> NluLeaderboard:
             "rows": [_row(row, others, first.labels) for row in first.rows],
             "config": config,
             "overrides": [one for one in first.overrides if not one.startswith(("nlu.seeds=", "title="))],
-            "environment": first.environment.model_copy(update={"dirty": _dirty(group)}),
-            "notes": [*first.notes, *_revisions(group)],
+            "environment": first.environment.model_copy(update={"dirty": any_dirty(group)}),
+            "notes": [*first.notes, *revisions("Seeds", ((board, board.seeds) for board in group))],
             "wall_seconds": sum(board.wall_seconds for board in group),
             "generated": max(board.generated for board in group),
         }
@@ -103,21 +103,26 @@ def _title(group: Sequence[NluLeaderboard]) -> str:
     return names.pop() or group[0].title if len(names) == 1 else group[0].title
 
 
-def _dirty(group: Sequence[NluLeaderboard]) -> bool | None:
-    """Whether any part came from code that was not committed."""
+def any_dirty(group: Sequence[Leaderboard | NluLeaderboard]) -> bool | None:
+    """Whether any part came from code that was not committed; None where that is not known of all."""
     found = [board.environment.dirty for board in group]
     return True if True in found else None if None in found else False
 
 
-def _revisions(group: Sequence[NluLeaderboard]) -> list[str]:
-    """A note where seeds come from different versions of the code."""
-    found: dict[str, list[int]] = {}
-    for board in group:
-        found.setdefault((board.environment.revision or "unknown")[:7], []).extend(board.seeds)
+def revisions(kind: str, parts: Iterable[tuple[Leaderboard | NluLeaderboard, Sequence[object]]]) -> list[str]:
+    """A note where parts come from different versions of the code.
+
+    Args:
+        kind: What the parts are, in the plural: begins the sentence.
+        parts: Every board with the names of what it brings.
+    """
+    found: dict[str, list[object]] = {}
+    for board, names in parts:
+        found.setdefault((board.environment.revision or "unknown")[:7], []).extend(names)
     if len(found) == 1:
         return []
-    named = [f"{', '.join(map(str, seeds))} from revision {revision}" for revision, seeds in found.items()]
-    return [f"Seeds were run apart, by different versions of the code: {'; '.join(named)}."]
+    named = [f"{', '.join(map(str, names))} from revision {revision}" for revision, names in found.items()]
+    return [f"{kind} were run apart, by different versions of the code: {'; '.join(named)}."]
 
 
 def _cut(row: NluRow) -> NluRow:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import print as rprint
 from torch import Tensor
 
 from del_lightning.artifacts import Artifact, Outcome, write_json
@@ -24,6 +23,7 @@ from del_lightning.stages.attackers import Attacker, attackers
 from del_lightning.stages.setting import Setting, build_method, method_key
 from del_lightning.stages.settings import levels, settings
 from del_lightning.stages.workspace import Workspace
+from del_lightning.terminal import say
 
 GUESSES = "guesses.json"
 GUESSES_KEPT = 10
@@ -78,7 +78,7 @@ def run(ws: Workspace) -> None:
     for setting in [*settings(ws), *levels(ws)]:
         for name, rate in rates(ws, setting).items():
             interval = f"[{rate.low:.1%}, {rate.high:.1%}]"
-            rprint(f"{setting.label}{_value(ws, setting)}: {name} reads {rate.value:.1%} {interval} of {rate.n} tokens")
+            say(f"{setting.label}{_value(ws, setting)}: {name} reads {rate.value:.1%} {interval} of {rate.n} tokens")
 
 
 def _value(ws: Workspace, setting: Setting) -> str:
@@ -155,7 +155,7 @@ def release_prompts(ws: Workspace, method: Method, prompts: int | None) -> tuple
 
 @torch.no_grad()
 def _build(ws: Workspace, setting: Setting, attacker: Attacker, folder: Path) -> Outcome:
-    rprint(f"{attacker.name}: attacking [bold]{setting.label}[/]")
+    say(f"{attacker.name}: attacking [bold]{setting.label}[/]")
     method = build_method(ws, setting)
     release, lengths, truth = release_prompts(ws, method, attacker.prompts)
     with attacker.around():

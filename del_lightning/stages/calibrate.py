@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich import print as rprint
 from rich.progress import Progress
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from del_lightning.methods import Method
 from del_lightning.report.schema import MethodCalibration
 from del_lightning.seeding import stream
 from del_lightning.stages.workspace import Workspace
+from del_lightning.terminal import say
 
 OUTLINE_SHARE = 4
 """The outline attacks one token in this many."""
@@ -69,14 +69,14 @@ def run(ws: Workspace) -> None:
         for matching in (m for m in ws.config.matching if m != "guarantee"):
             for result in found.found[matching]:
                 rate = result.asr
-                rprint(
+                say(
                     f"{found.label}, {matching} ASR target {result.target:g}: {rate.value:.3f} "
                     f"[{rate.low:.3f}, {rate.high:.3f}] of {rate.n} tokens read"
                 )
                 statement = ws.method(name).at(result.value).statement(length, ws.config.evaluate.delta)
-                rprint("  " + statement.summary())
+                say("  " + statement.summary())
                 if not result.reached:
-                    rprint("  " + result.note)
+                    say("  " + result.note)
 
 
 def attackers(ws: Workspace) -> list[Attack]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import print as rprint
 from torch import Tensor
 
 from del_lightning.artifacts import Artifact, Outcome
@@ -14,6 +13,7 @@ from del_lightning.codebook import Codebook, build_codebook
 from del_lightning.codec import default_dim
 from del_lightning.methods.factory import NEEDS_CODEBOOK
 from del_lightning.stages.workspace import Workspace
+from del_lightning.terminal import say
 
 FILE = "codebook.safetensors"
 
@@ -25,7 +25,7 @@ def needed(ws: Workspace) -> bool:
 
 def run(ws: Workspace) -> None:
     """Build the codebook and print what it has."""
-    rprint(summary(ws))
+    say(summary(ws))
 
 
 def summary(ws: Workspace) -> str:
@@ -63,7 +63,7 @@ def _dim(ws: Workspace) -> int:
 
 
 def _build(ws: Workspace, folder: Path) -> Outcome:
-    rprint("grouping the vocabulary by public text")
+    say("grouping the vocabulary by public text")
     config = ws.config.codebook
     counts = ws.data.unigram_counts(ws.llm.vocab_size)
     group = partial(

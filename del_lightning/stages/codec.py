@@ -4,7 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich import print as rprint
 
 from del_lightning.artifacts import Artifact, Outcome
 from del_lightning.codec import LinearCodec, check_dim, default_dim, pca_codec
@@ -13,6 +12,7 @@ from del_lightning.modules import CodecTraining
 from del_lightning.report.schema import Estimate
 from del_lightning.stages import training
 from del_lightning.stages.workspace import Workspace
+from del_lightning.terminal import say
 
 WEIGHTS = "codec.safetensors"
 
@@ -39,8 +39,8 @@ def run(ws: Workspace) -> None:
     """Build the codec and say what came out."""
     artifact = ensure(ws)
     share = artifact.result.metrics["clipped_share"].value
-    rprint(f"codec {artifact.key}: bound {artifact.result.details['bound']:.4g}, {share:.1%} of coordinates clipped")
-    rprint(f"  {artifact.folder}")
+    say(f"codec {artifact.key}: bound {artifact.result.details['bound']:.4g}, {share:.1%} of coordinates clipped")
+    say(f"  {artifact.folder}")
 
 
 def determined_by(ws: Workspace) -> dict[str, object]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich import print as rprint
 from rich.progress import track
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from del_lightning.stages import prompt as prompt_stage
 from del_lightning.stages.setting import Setting, build_method, method_key, row_label
 from del_lightning.stages.settings import settings, soft_prompts
 from del_lightning.stages.workspace import Workspace
+from del_lightning.terminal import say
 
 PER_PROMPT = "per_prompt.json"
 SAMPLES = "samples.json"
@@ -61,7 +61,7 @@ def run(ws: Workspace) -> None:
             metrics = ensure(ws, setting, soft_prompt).result.metrics
             name = row_label(setting, soft_prompt)
             perplexity = f"PPL {metrics['perplexity'].value:.1f}, " if "perplexity" in metrics else ""
-            rprint(f"{name}: {perplexity}COH {metrics['coherence'].value:.3f}")
+            say(f"{name}: {perplexity}COH {metrics['coherence'].value:.3f}")
 
 
 def mean_nll(artifact: Artifact) -> np.ndarray[Any, np.dtype[np.float64]] | None:

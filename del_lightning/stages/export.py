@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import print as rprint
 
 from del_lightning.artifacts import Artifact, Outcome
 from del_lightning.errors import ConfigError
@@ -36,6 +35,7 @@ from del_lightning.stages import prompt as prompt_stage
 from del_lightning.stages.setting import Setting, build_method, method_key
 from del_lightning.stages.settings import settings
 from del_lightning.stages.workspace import Workspace
+from del_lightning.terminal import say
 
 CLIENT, SERVER = "client", "server"
 REQUIREMENTS, README = "requirements.txt", "README.md"
@@ -65,12 +65,12 @@ def run(ws: Workspace) -> None:
         raise ConfigError(f"`methods` must hold {DEL.name!r} for stage=export, got {ws.config.methods}")
     left_out = [name for name in ws.config.methods if name != DEL.name and ws.parameter(name) is not None]
     if left_out:
-        rprint(f"not exported: {', '.join(left_out)} (only {DEL.name} has a client)")
+        say(f"not exported: {', '.join(left_out)} (only {DEL.name} has a client)")
     for setting in found:
         artifact = ensure(ws, setting)
         size = artifact.result.details["client_bytes"] / 1e6
-        rprint(f"[bold]{setting.label}[/]: client bundle of {size:.1f} MB  {artifact.folder / CLIENT}")
-        rprint(f"  server: {artifact.folder / SERVER}")
+        say(f"[bold]{setting.label}[/]: client bundle of {size:.1f} MB  {artifact.folder / CLIENT}")
+        say(f"  server: {artifact.folder / SERVER}")
 
 
 def ensure(ws: Workspace, setting: Setting) -> Artifact:

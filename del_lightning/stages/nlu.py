@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich import print as rprint
 from rich.console import Console
 
 from del_lightning import ranks
@@ -45,6 +44,7 @@ from del_lightning.stages.classification import Front, NluTask, ensure, read_sco
 from del_lightning.stages.report import shareable, slug_of, without_folder
 from del_lightning.stages.setting import method_key
 from del_lightning.stages.workspace import Workspace
+from del_lightning.terminal import say
 
 SUITE = ("nearest", "nearest-l2", "nearest-code", "bayes", "bigrams")
 """Attackers that need no running text of the corpus: a task of sentences has none."""
@@ -95,7 +95,7 @@ def run(ws: Workspace) -> Path | None:
     for done, (seed, (variant, front)) in enumerate(mine := cells[place::parts]):
         artifact = ensure(task, variant, front, seed)
         figures = artifact.result.metrics
-        rprint(
+        say(
             f"{done + 1}/{len(mine)} {variant}, {front.setting.label}, seed {seed}: accuracy "
             f"{figures['accuracy'].value:.3f}, AUC {figures['auc'].value:.3f} ({artifact.result.wall_seconds:.0f} s)"
         )

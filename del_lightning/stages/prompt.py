@@ -11,7 +11,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from rich import print as rprint
 
 from del_lightning.artifacts import Artifact, Outcome
 from del_lightning.callbacks import AttackMonitor, CommunicationMonitor, PrivacyMonitor
@@ -26,6 +25,7 @@ from del_lightning.stages import tracking, training
 from del_lightning.stages.setting import Setting, build_method, method_key
 from del_lightning.stages.settings import settings, soft_prompts
 from del_lightning.stages.workspace import Workspace
+from del_lightning.terminal import say
 
 ADAPTER = "adapter"
 """Folder of the low-rank adapter, in PEFT's format, beside the soft prompt's files."""
@@ -79,11 +79,11 @@ def run(ws: Workspace) -> None:
     for setting in prompted(ws):
         artifact = ensure(ws, setting)
         perplexity = artifact.result.metrics["val/perplexity"].value
-        rprint(f"soft prompt for [bold]{setting.label}[/]: validation perplexity {perplexity:.1f}  {artifact.folder}")
+        say(f"soft prompt for [bold]{setting.label}[/]: validation perplexity {perplexity:.1f}  {artifact.folder}")
 
 
 def _build(ws: Workspace, setting: Setting, folder: Path) -> Outcome:
-    rprint(f"training the soft prompt for [bold]{setting.label}[/]")
+    say(f"training the soft prompt for [bold]{setting.label}[/]")
     config = ws.config.prompt
     method = build_method(ws, setting)
     # Training moves modules between devices; the prompt must not start on another one than the model.

@@ -16,7 +16,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
-from rich import print as rprint
 
 from del_lightning import ranks
 from del_lightning.artifacts import write_text
@@ -29,6 +28,7 @@ from del_lightning.llm import FrozenLLM
 from del_lightning.modules.base import FrozenBackboneModule
 from del_lightning.refusal import wants_tracebacks
 from del_lightning.strategies import strategy
+from del_lightning.terminal import say
 
 
 def pick_device(config: TrainerConfig) -> torch.device:
@@ -141,7 +141,7 @@ class _LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step and trainer.is_global_zero:
-            rprint(f"continuing from step {trainer.global_step} of {trainer.max_steps}")
+            say(f"continuing from step {trainer.global_step} of {trainer.max_steps}")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich import print as rprint
 from rich.console import Console
 
 from del_lightning import ranks
@@ -25,6 +24,7 @@ from del_lightning.stages import evaluate, prompt, tracking
 from del_lightning.stages.report import shareable, slug_of, without_folder
 from del_lightning.stages.setting import Setting
 from del_lightning.stages.workspace import Workspace
+from del_lightning.terminal import say
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _evaluated(ws: Workspace, use: _Use) -> tuple[Artifact | None, Artifact]:
         trained = prompt.ensure(place, _at(ws, use.trained_at))
     evaluated = evaluate.ensure_with(ws, _at(ws, use.used_at), trained)
     origin = "no soft prompt" if use.source is None else f"soft prompt of {use.source} at mu {use.trained_at:g}"
-    rprint(f"{origin}, used at mu {use.used_at:g}: PPL {evaluated.result.metrics['perplexity'].value:.1f}")
+    say(f"{origin}, used at mu {use.used_at:g}: PPL {evaluated.result.metrics['perplexity'].value:.1f}")
     return trained, evaluated
 
 

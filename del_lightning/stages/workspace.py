@@ -11,7 +11,6 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
-from rich import print as rprint
 from rich.progress import track
 from torch import Tensor
 
@@ -46,10 +45,12 @@ from del_lightning.methods.factory import (
 from del_lightning.methods.vocabulary import Vocabulary
 from del_lightning.metrics import content_tokens
 from del_lightning.metrics.coherence import SentenceEncoder
+from del_lightning.precision import with_dtype
 from del_lightning.report.schema import Leaderboard
 from del_lightning.split import SplitModel
 from del_lightning.stages.tracking import CurveLogger
 from del_lightning.stages.training import pick_device
+from del_lightning.terminal import say
 
 
 class Workspace:
@@ -57,8 +58,8 @@ class Workspace:
 
     def __init__(self, config: Config, overrides: Sequence[str] = ()) -> None:
         """``config`` has passed its own checks; ``overrides`` is what was typed to get it, for the report."""
-        self.config, self.overrides = config, list(overrides)
-        self.store = ArtifactStore(config.out, asdict(config))
+        self.config, self.overrides = with_dtype(config, pick_device(config.trainer)), list(overrides)
+        self.store = ArtifactStore(config.out, asdict(self.config))
         self.memory: MemoryPlan | None = None
         self.board: Leaderboard | None = None  # what stage report made
         self._methods: dict[str, Method] = {}
@@ -99,7 +100,7 @@ class Workspace:
         except DelError:
             raise
         except Exception as error:  # noqa: BLE001 - of an estimate; the model itself may run
-            rprint(f"memory: not known for {self.config.model.name} before it is loaded ({error})")
+            say(f"memory: not known for {self.config.model.name} before it is loaded ({error})")
             return
         if self.sends_codes:
             check_dim(self.config.codec.dim, self.memory.width)

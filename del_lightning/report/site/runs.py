@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from del_lightning.errors import ArtifactError, ConfigError
-from del_lightning.report import merge
+from del_lightning.report import levels, merge
 from del_lightning.report.schema import SCHEMA_VERSION, Leaderboard, NluLeaderboard, Texts, TransferBoard
 
 Board = Leaderboard | NluLeaderboard | TransferBoard
@@ -178,8 +178,8 @@ def _sorted(read: dict[Path, tuple[str, Board | Texts | str]]) -> Found:
             skipped.append((name, f"the same as {first}"))
             continue
         runs.append(Run(_free(_word(path), runs), name, board, _texts(path.parent, board, read)))
-    runs = _seeds_together(runs)
     used = [run.texts for run in runs]
+    runs = _levels_together(_seeds_together(runs))
     skipped += [
         (name, "texts of no run beside it")
         for name, item in read.values()
@@ -191,13 +191,26 @@ def _sorted(read: dict[Path, tuple[str, Board | Texts | str]]) -> Found:
 
 def _seeds_together(runs: list[Run]) -> list[Run]:
     """The runs, with those of one GLUE task that differ only in their seeds as one."""
-    tasks = {id(run.board): run for run in runs if isinstance(run.board, NluLeaderboard)}
+    tasks = {id(board): run for run, board in classification(runs)}
     found = [run for run in runs if id(run.board) not in tasks]
-    for group in merge.groups([run.board for run in runs if isinstance(run.board, NluLeaderboard)]):
-        parts = [tasks[id(board)] for board in group]
-        source = ", ".join(run.source for run in parts)
-        found.append(replace(parts[0], source=source, board=merge.joined(group)))
+    for group in merge.groups([board for _, board in classification(runs)]):
+        found.append(_joined([tasks[id(board)] for board in group], merge.joined(group)))
     return found
+
+
+def _levels_together(runs: list[Run]) -> list[Run]:
+    """The runs, with those that continue text and differ only in their levels of attack success as one."""
+    texts = {id(board): run for run, board in generation(runs)}
+    found = [run for run in runs if id(run.board) not in texts]
+    for group in levels.groups([board for _, board in generation(runs)]):
+        parts, board = [texts[id(board)] for board in group], levels.joined(group)
+        found.append(replace(_joined(parts, board), texts=levels.joined_texts(board, [part.texts for part in parts])))
+    return found
+
+
+def _joined(parts: list[Run], board: Board) -> Run:
+    """The first of several runs with the board of them all."""
+    return replace(parts[0], source=", ".join(run.source for run in parts), board=board)
 
 
 def _texts(folder: Path, board: Board, read: dict[Path, tuple[str, Board | Texts | str]]) -> Texts | None:

@@ -1,0 +1,44 @@
+"""The type of numbers in which a device runs a language model fastest: `model.dtype=auto`.
+
+A processor without instructions for bfloat16 computes with it several times slower than with float32, because every
+product is widened in software first; with them, bfloat16 is the faster one and takes half the memory.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from del_lightning.config import Config
+
+IN_HARDWARE = ("amx_bf16", "avx512_bf16", "avx10_2", "sve_bf16", "bf16")
+"""What a processor's list of features calls products of bfloat16, x86 and ARM."""
+
+
+def fastest_dtype(device: torch.device) -> str:
+    """``bfloat16`` where the device has instructions for it, otherwise ``float32``."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if device.type == "cpu" and _multiplies_bfloat16(_capabilities()) else "float32"
+
+
+def with_dtype(config: Config, device: torch.device) -> Config:
+    """The configuration with ``model.dtype=auto`` replaced by :func:`fastest_dtype`; any other as it is.
+
+    Keys, records and pages hold what was computed in, not that it was left to the machine.
+    """
+    if config.model.dtype != "auto":
+        return config
+    return replace(config, model=replace(config.model, dtype=fastest_dtype(device)))
+
+
+def _multiplies_bfloat16(capabilities: Mapping[str, Any]) -> bool:
+    return any(capabilities.get(name, False) for name in IN_HARDWARE)
+
+
+def _capabilities() -> Mapping[str, Any]:
+    """Features of this processor; none where torch is too old to tell, or (macOS) has no such products."""
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    return {} if tell is None or sys.platform == "darwin" else tell()
