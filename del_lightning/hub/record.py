@@ -12,6 +12,7 @@ files and keys, other shapes and types, numbers that are none, and a stated guar
 What is said in words, the card above all, nobody can check: a loaded model states its own guarantee.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -106,6 +107,14 @@ class SplitRecord(Record):
     """For a token, and for a prompt of ``privacy.sequence_tokens`` tokens."""
     files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
     """Name -> SHA-256 of the other files; the card may be edited."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Of everything above, so that a slip of the hand does not pass for what was measured; None in older records. Who
+    means to change a record can change this too: it is no signature."""
+
+    def digest(self) -> str:
+        """What ``sha256`` must be."""
+        content = self.model_dump(mode="json", exclude={"sha256"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_folder(
@@ -154,7 +163,7 @@ def write_folder(
     own = model_license(split.llm.name, model.revision)
     card = model_card(record, statement, board, repo_id=repo_id, license=license, model_license=own)
     write_text(folder / CARD, card)
-    write_json(folder / RECORD, record)
+    write_json(folder / RECORD, record.model_copy(update={"sha256": record.digest()}))
     return folder
 
 
@@ -290,6 +299,8 @@ def read_folder(folder: str | Path) -> tuple[SplitRecord, LinearCodec, SoftPromp
     _check_guarantee(folder / RECORD, record, record.privacy)
     if RESULTS in names:
         _check_results(folder / RESULTS, record)
+    if record.sha256 not in (None, record.digest()):  # last: what is wrong in particular says more
+        raise ArtifactError(f"{folder / RECORD} must be as it was published, got another SHA-256 than it names")
     return record, codec, prompt
 
 

@@ -212,9 +212,9 @@ def change_json(path: Path, change: Callable[[Json], object]) -> None:
 
 
 def sign(folder: Path) -> None:
-    """What a hostile publisher does last: put the hashes of the files into the record."""
+    """What a hostile publisher does last: put the hashes of the files into the record, and leave out its own."""
     hashes = {name: found for name in HASHED if (found := file_hash(folder / name))}
-    change_json(folder / "del_lightning.json", lambda record: record.update(files=hashes))
+    change_json(folder / "del_lightning.json", lambda record: record.update(files=hashes, sha256=None))
 
 
 def damage(folder: Path) -> None:
@@ -279,6 +279,14 @@ ON_THE_WAY: dict[str, tuple[Callable[[Path], object], str]] = {
     "mu made larger": (
         lambda f: change_json(f / "del_lightning.json", lambda record: record.update(mu=60)),
         "del_lightning.json must state the guarantee of its own mu 60, bits 3, dim 4, got that of mu 30, bits 3, ",
+    ),
+    "another clip": (
+        lambda f: change_json(f / "del_lightning.json", lambda record: record.update(l2_clip=0.5)),
+        "del_lightning.json must be as it was published, got another SHA-256 than it names",
+    ),
+    "another instruction": (
+        lambda f: change_json(f / "del_lightning.json", lambda record: record.update(prefix="Answer:")),
+        "del_lightning.json must be as it was published, got another SHA-256 than it names",
     ),
     "half a record": (
         lambda f: (f / "del_lightning.json").write_text('{"format": 1'),
@@ -457,7 +465,13 @@ def test_a_hostile_publication_is_refused_though_its_hashes_fit(split: SplitMode
 
 def test_a_more_modest_guarantee_is_nobody_s_loss(split: SplitModel, folder: Path) -> None:
     stated("epsilon_sequence", "Infinity")(folder)
+    sign(folder)
     SplitModel.from_pretrained(folder, split.llm)
+
+
+def test_a_record_from_before_it_had_a_hash_is_read(split: SplitModel, folder: Path) -> None:
+    change_json(folder / "del_lightning.json", lambda record: record.pop("sha256"))
+    assert SplitModel.from_pretrained(folder, split.llm).prefix == split.prefix
 
 
 def test_the_card_may_be_edited(split: SplitModel, folder: Path) -> None:
