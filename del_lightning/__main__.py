@@ -31,7 +31,8 @@ def _run(settings: DictConfig) -> None:
     config = config_of(settings)
     if HydraConfig.get().mode == RunMode.MULTIRUN and not OmegaConf.is_interpolation(settings, "title"):
         config.title = title_of_job(config.title, HydraConfig.get().overrides.task)
-    from del_lightning.stages.checks import check  # Heavy imports wait until the settings are known good.
+    from del_lightning.precision import advice  # Heavy imports wait until the settings are known good.
+    from del_lightning.stages.checks import check
     from del_lightning.stages.workspace import Workspace
     from del_lightning.terminal import say
 
@@ -39,6 +40,8 @@ def _run(settings: DictConfig) -> None:
     check(workspace)
     if workspace.memory is not None:
         say(workspace.memory.summary())
+    if hint := advice(workspace.config, workspace.device):
+        say(hint)
     with workspace:
         hydra.utils.get_method(config.stage._target_)(workspace)
     if HydraConfig.get().mode == RunMode.MULTIRUN and workspace.board is not None:

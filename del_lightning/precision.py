@@ -34,6 +34,19 @@ def with_dtype(config: Config, device: torch.device) -> Config:
     return replace(config, model=replace(config.model, dtype=fastest_dtype(device)))
 
 
+def advice(config: Config, device: torch.device) -> str | None:
+    """A line for who asked for bfloat16 where it is slow; None where there is nothing to say."""
+    asked = [
+        *(["model.dtype=bfloat16"] if config.model.dtype == "bfloat16" else []),
+        *(["trainer.precision=bf16-mixed"] if config.trainer.precision.startswith("bf16") else []),
+    ]
+    if not asked or device.type != "cpu" or fastest_dtype(device) == "bfloat16":
+        return None
+    return (
+        f"{' and '.join(asked)}: this processor has no instructions for bfloat16 and is several times faster in float32"
+    )
+
+
 def _multiplies_bfloat16(capabilities: Mapping[str, Any]) -> bool:
     return any(capabilities.get(name, False) for name in IN_HARDWARE)
 

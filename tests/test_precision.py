@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from del_lightning import precision
-from del_lightning.config import Config, ModelConfig
+from del_lightning.config import Config, ModelConfig, TrainerConfig
 from del_lightning.llm import FrozenLLM
 from del_lightning.loading import load_llm
 from del_lightning.memory import plan
-from del_lightning.precision import fastest_dtype, with_dtype
+from del_lightning.precision import advice, fastest_dtype, with_dtype
 from del_lightning.stages.workspace import Workspace
 
 Factory = Callable[..., FrozenLLM]
@@ -71,6 +71,27 @@ def test_a_type_that_was_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_cpu_with(monkeypatch, "amx_bf16")
     config = Config(model=ModelConfig(dtype="float32"))
     assert with_dtype(config, CPU) is config
+
+
+@pytest.mark.parametrize(
+    ("model", "trainer", "expected"),
+    [
+        ("bfloat16", "32-true", "model.dtype=bfloat16: this processor has no instructions"),
+        ("float32", "bf16-mixed", "trainer.precision=bf16-mixed: this processor has no instructions"),
+        ("bfloat16", "bf16-mixed", "model.dtype=bfloat16 and trainer.precision=bf16-mixed: this processor has no"),
+        ("float32", "32-true", None),
+    ],
+)
+def test_who_asks_for_what_is_slow_is_told(
+    monkeypatch: pytest.MonkeyPatch, model: str, trainer: str, expected: str | None
+) -> None:
+    config = Config(model=ModelConfig(dtype=model), trainer=TrainerConfig(precision=trainer))
+    on_a_cpu_with(monkeypatch, "amx_bf16")
+    assert advice(config, CPU) is None
+    on_a_cpu_with(monkeypatch, "avx2")
+    assert advice(config, CUDA) is None
+    said = advice(config, CPU)
+    assert said is None if expected is None else said is not None and said.startswith(expected)
 
 
 @pytest.mark.parametrize(("features", "expected"), [((), torch.float32), (("amx_bf16",), torch.bfloat16)])
