@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,9 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from del_lightning import ranks, sweeps
-from del_lightning.config import config_folder, config_of, register_schemas
+from del_lightning.config import Config, config_folder, config_of, register_schemas
 from del_lightning.errors import DelError
 from del_lightning.refusal import explain, refuse, settle_tracebacks, wants_tracebacks
+
+if TYPE_CHECKING:
+    from del_lightning.stages.workspace import Workspace
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -31,8 +34,7 @@ def _run(settings: DictConfig) -> None:
     config = config_of(settings)
     if HydraConfig.get().mode == RunMode.MULTIRUN and not OmegaConf.is_interpolation(settings, "title"):
         config.title = title_of_job(config.title, HydraConfig.get().overrides.task)
-    from del_lightning.precision import advice  # Heavy imports wait until the settings are known good.
-    from del_lightning.stages.checks import check
+    from del_lightning.stages.checks import check  # Heavy imports wait until the settings are known good.
     from del_lightning.stages.workspace import Workspace
     from del_lightning.terminal import say
 
@@ -40,14 +42,23 @@ def _run(settings: DictConfig) -> None:
     check(workspace)
     if workspace.memory is not None:
         say(workspace.memory.summary())
-    if hint := advice(workspace.config, workspace.device):
-        say(hint)
+        for line in _precision(config, workspace):
+            say(line)
     with workspace:
         hydra.utils.get_method(config.stage._target_)(workspace)
     if HydraConfig.get().mode == RunMode.MULTIRUN and workspace.board is not None:
         # As they were typed: a title's ${hydra:job.num} is no number yet where the multirun looks for its jobs.
         typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         sweeps.leave_outcome(HydraConfig.get().sweep.dir, cast(list[str], typed), workspace.board)
+
+
+def _precision(config: Config, workspace: "Workspace") -> list[str]:
+    """What a run that loads the model computes in, where that was left to the machine or is slow on it."""
+    from del_lightning.precision import advice
+
+    taken = workspace.config.model.dtype
+    chosen = [f"model.dtype=auto: {taken}"] if config.model.dtype == "auto" else []
+    return [*chosen, *filter(None, [advice(workspace.config, workspace.device)])]
 
 
 def title_of_job(title: str, overrides: Sequence[str]) -> str:

@@ -4,8 +4,8 @@ from rich import get_console
 
 
 def say(line: str) -> None:
-    """Print a line with rich's markup, above any progress bar that is up.
+    """Print a line as it is, above any progress bar that is up.
 
-    It is not broken at a width: in a log, a path stays one word.
+    It is not broken at a width, nor are brackets taken for markup: in a log, a path stays one word.
     """
-    get_console().print(line, soft_wrap=True)
+    get_console().print(line, soft_wrap=True, markup=False)

@@ -9,6 +9,7 @@ import torch
 
 from del_lightning import precision
 from del_lightning.config import Config, ModelConfig, TrainerConfig
+from del_lightning.errors import ConfigError
 from del_lightning.llm import FrozenLLM
 from del_lightning.loading import load_llm
 from del_lightning.memory import plan
@@ -57,6 +58,15 @@ def test_other_devices_and_older_torch_compute_in_float32(monkeypatch: pytest.Mo
     assert fastest_dtype(torch.device("mps")) == "float32"
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert fastest_dtype(CPU) == "float32"
+    assert advice(Config(model=ModelConfig(dtype="bfloat16")), CPU) is None  # nobody knows
+
+
+def test_machines_that_may_differ_do_not_choose_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(model=ModelConfig(dtype="auto"), trainer=TrainerConfig(num_nodes=2))
+    with pytest.raises(ConfigError, match=r"`model.dtype` must be float32 or bfloat16 where 2 machines .* got 'auto'"):
+        with_dtype(config, CPU)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: True)
+    assert with_dtype(config, CUDA).model.dtype == "bfloat16"
 
 
 def test_what_torch_tells_of_this_processor_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,13 +108,8 @@ class SplitRecord(Record):
     files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
     """Name -> SHA-256 of the other files; the card may be edited."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """Of everything above, so that a slip of the hand does not pass for what was measured; None in older records. Who
-    means to change a record can change this too: it is no signature."""
-
-    def digest(self) -> str:
-        """What ``sha256`` must be."""
-        content = self.model_dump(mode="json", exclude={"sha256"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """Of everything else as it stands in the file, so that a slip of the hand does not pass for what was measured; None
+    in older records. Who means to change a record can change this too: it is no signature."""
 
 
 def write_folder(
@@ -163,8 +158,17 @@ def write_folder(
     own = model_license(split.llm.name, model.revision)
     card = model_card(record, statement, board, repo_id=repo_id, license=license, model_license=own)
     write_text(folder / CARD, card)
-    write_json(folder / RECORD, record.model_copy(update={"sha256": record.digest()}))
+    write_json(folder / RECORD, record.model_copy(update={"sha256": _digest(record.model_dump(mode="json"))}))
     return folder
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's content besides its own hash, however the file is laid out.
+
+    Of the content, not of what is read from it: a key that a later version adds does not change older files.
+    """
+    kept = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _make_room(folder: Path) -> None:
@@ -299,7 +303,7 @@ def read_folder(folder: str | Path) -> tuple[SplitRecord, LinearCodec, SoftPromp
     _check_guarantee(folder / RECORD, record, record.privacy)
     if RESULTS in names:
         _check_results(folder / RESULTS, record)
-    if record.sha256 not in (None, record.digest()):  # last: what is wrong in particular says more
+    if record.sha256 not in (None, _digest(_read_json(folder / RECORD))):  # last: what is wrong in particular says more
         raise ArtifactError(f"{folder / RECORD} must be as it was published, got another SHA-256 than it names")
     return record, codec, prompt
 

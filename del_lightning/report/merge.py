@@ -14,7 +14,7 @@ from del_lightning.config import with_defaults
 from del_lightning.errors import ArtifactError
 from del_lightning.metrics import binary_figures, over_examples, over_seeds
 from del_lightning.metrics.classification import RANGES
-from del_lightning.report.schema import Estimate, Leaderboard, NluLeaderboard, NluRow
+from del_lightning.report.schema import Environment, Estimate, Leaderboard, NluLeaderboard, NluRow
 
 SAME_VALUE = 0.05
 """Largest relative difference between two calibrated values of one level: machines round differently."""
@@ -84,23 +84,23 @@ def joined(group: Sequence[NluLeaderboard]) -> NluLeaderboard:
     config: dict[str, Any] = {**first.config, "nlu": {**first.config["nlu"], "seeds": seeds}}
     return first.model_copy(
         update={
-            "title": _title(group),
+            "title": common_title([board.title for board in group], _SEED) or first.title,
             "seeds": seeds,
             "rows": [_row(row, others, first.labels) for row in first.rows],
             "config": config,
             "overrides": [one for one in first.overrides if not one.startswith(("nlu.seeds=", "title="))],
             "environment": first.environment.model_copy(update={"dirty": any_dirty(group)}),
-            "notes": [*first.notes, *revisions("Seeds", ((board, board.seeds) for board in group))],
+            "notes": [*first.notes, *origins("Seeds", ((board, board.seeds) for board in group))],
             "wall_seconds": sum(board.wall_seconds for board in group),
             "generated": max(board.generated for board in group),
         }
     )
 
 
-def _title(group: Sequence[NluLeaderboard]) -> str:
-    """What the titles share where they name a seed at the end, otherwise the first one."""
-    names = {_SEED.sub("", board.title) for board in group}
-    return names.pop() or group[0].title if len(names) == 1 else group[0].title
+def common_title(titles: Sequence[str], end: re.Pattern[str]) -> str | None:
+    """What titles share in front of an end that tells them apart; None where they share no such title."""
+    [name, *others] = {end.sub("", title) for title in titles}
+    return name or None if not others else None
 
 
 def any_dirty(group: Sequence[Leaderboard | NluLeaderboard]) -> bool | None:
@@ -109,20 +109,33 @@ def any_dirty(group: Sequence[Leaderboard | NluLeaderboard]) -> bool | None:
     return True if True in found else None if None in found else False
 
 
-def revisions(kind: str, parts: Iterable[tuple[Leaderboard | NluLeaderboard, Sequence[object]]]) -> list[str]:
-    """A note where parts come from different versions of the code.
+def origins(kind: str, parts: Iterable[tuple[Leaderboard | NluLeaderboard, Sequence[object]]]) -> list[str]:
+    """Notes where parts come from different versions of the code or from different machines.
 
     Args:
         kind: What the parts are, in the plural: begins the sentence.
         parts: Every board with the names of what it brings.
     """
+    parts = list(parts)
+    codes = [((board.environment.revision or "unknown")[:7], names) for board, names in parts]
+    machines = [(_machine(board.environment), names) for board, names in parts]
+    return [
+        *_told(f"{kind} were run apart, by different versions of the code", "from revision", codes),
+        *_told(f"{kind} were run on different machines or versions of torch", "on", machines),
+    ]
+
+
+def _machine(environment: Environment) -> str:
+    return f"{environment.accelerator or environment.processor} (torch {environment.packages.get('torch', 'unknown')})"
+
+
+def _told(sentence: str, preposition: str, origins: Iterable[tuple[str, Sequence[object]]]) -> list[str]:
+    """The sentence and who comes from where; empty if all come from one place."""
     found: dict[str, list[object]] = {}
-    for board, names in parts:
-        found.setdefault((board.environment.revision or "unknown")[:7], []).extend(names)
-    if len(found) == 1:
-        return []
-    named = [f"{', '.join(map(str, names))} from revision {revision}" for revision, names in found.items()]
-    return [f"{kind} were run apart, by different versions of the code: {'; '.join(named)}."]
+    for origin, names in origins:
+        found.setdefault(origin, []).extend(names)
+    named = [f"{', '.join(map(str, names))} {preposition} {origin}" for origin, names in found.items()]
+    return [f"{sentence}: {'; '.join(named)}."] if len(named) > 1 else []
 
 
 def _cut(row: NluRow) -> NluRow:

@@ -1,6 +1,5 @@
 """The files of stage ``nlu``'s report: Markdown, one page, and the numbers."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,10 @@ from del_lightning.artifacts import write_text
 from del_lightning.report import drawing, nlu, nlu_plots, nlu_prose, words
 from del_lightning.report.markdown import escape, markdown_rows, markdown_table
 from del_lightning.report.paired import READING, difference_rows
-from del_lightning.report.rendering import ALONE, Place, render
+from del_lightning.report.rendering import ALONE, Place, command, render
 from del_lightning.report.schema import NluLeaderboard
 from del_lightning.report.stored import write_board
 from del_lightning.report.tables import environment_rows
-
-
-def command(board: NluLeaderboard) -> str:
-    """Command line that repeats the run, as it was typed."""
-    return " ".join(["python -m del_lightning", *(shlex.quote(argument) for argument in board.overrides)])
 
 
 def render_markdown(board: NluLeaderboard) -> str:

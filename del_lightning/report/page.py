@@ -4,7 +4,6 @@ The page loads nothing: styles, script and figures are inline (:mod:`del_lightni
 """
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from omegaconf import OmegaConf
 from del_lightning.artifacts import write_text
 from del_lightning.report import arrange, attack_plots, cautions, drawing, gallery, plots, prose, tables, words
 from del_lightning.report.markdown import render_markdown
-from del_lightning.report.rendering import ALONE, Place, encodable, render
+from del_lightning.report.rendering import ALONE, Place, command, encodable, render
 from del_lightning.report.schema import GalleryPrompt, Leaderboard, Sample, Texts
 from del_lightning.report.stored import write_board
 
@@ -127,12 +126,6 @@ def _statements(board: Leaderboard) -> tuple[list[tuple[str, list[str]]], list[t
         return [(entry.row.label, prose.privacy_statement(entry.row)) for entry in entries]
 
     return told(first), told(rest)
-
-
-def command(board: Leaderboard) -> str:
-    """Command line that repeats the run, as it was typed; folders of the machine it ran on are left to the reader."""
-    arguments = [*board.overrides] or ["stage=pipeline"]
-    return " ".join(["python -m del_lightning", *(shlex.quote(argument) for argument in arguments)])
 
 
 def _contents(context: Mapping[str, Any]) -> list[tuple[str, str]]:

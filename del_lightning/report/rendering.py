@@ -7,6 +7,7 @@ which are ours.
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from del_lightning.report.schema import Leaderboard, NluLeaderboard
 
 _FOLDER = Path(__file__).parent
 
@@ -67,3 +70,15 @@ def encodable(text: str) -> str:
 
 def _joined(names: tuple[str, ...]) -> str:
     return "".join((_FOLDER / name).read_text(encoding="utf-8") for name in names)
+
+
+def command(board: Leaderboard | NluLeaderboard) -> str:
+    """Command line that repeats the run, as it was typed; folders of the machine it ran on are left to the reader.
+
+    The type of the model's numbers is part of it: what is fastest here may not be so elsewhere.
+    """
+    arguments = [*board.overrides] or ["stage=pipeline"]
+    dtype = (board.config.get("model") or {}).get("dtype")
+    if dtype is not None and not any(argument.startswith("model.dtype=") for argument in arguments):
+        arguments.append(f"model.dtype={dtype}")
+    return " ".join(["python -m del_lightning", *(shlex.quote(argument) for argument in arguments)])

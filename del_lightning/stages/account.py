@@ -19,19 +19,19 @@ from del_lightning.errors import ConfigError
 from del_lightning.privacy.accountant import BinomialAccountant
 from del_lightning.privacy.statement import PrivacyStatement
 from del_lightning.stages.workspace import Workspace
+from del_lightning.terminal import say
 
 
 def run(ws: Workspace) -> Path:
     """Print statement and table, and write the plot; returns its path."""
     token = accountant(ws.config)
-    console = Console()
-    console.print(table(ws.config, token))
-    console.print(statement(ws.config, token, ws.config.evaluate.delta).summary(), soft_wrap=True)
+    Console().print(table(ws.config, token))
+    say(statement(ws.config, token, ws.config.evaluate.delta).summary())
     name = f"tradeoff-d{token.dim}-n{token.bits}-mu{ws.config.mechanism.mu:g}.svg"
     path = ws.store.root / "account" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     plot(token).savefig(path, metadata={"Date": None})
-    console.print(f"plot: {path.resolve()}", soft_wrap=True)
+    say(f"plot: {path.resolve()}")
     return path
 
 

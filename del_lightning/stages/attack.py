@@ -155,7 +155,7 @@ def release_prompts(ws: Workspace, method: Method, prompts: int | None) -> tuple
 
 @torch.no_grad()
 def _build(ws: Workspace, setting: Setting, attacker: Attacker, folder: Path) -> Outcome:
-    say(f"{attacker.name}: attacking [bold]{setting.label}[/]")
+    say(f"{attacker.name}: attacking {setting.label}")
     method = build_method(ws, setting)
     release, lengths, truth = release_prompts(ws, method, attacker.prompts)
     with attacker.around():

@@ -69,7 +69,7 @@ def run(ws: Workspace) -> None:
     for setting in found:
         artifact = ensure(ws, setting)
         size = artifact.result.details["client_bytes"] / 1e6
-        say(f"[bold]{setting.label}[/]: client bundle of {size:.1f} MB  {artifact.folder / CLIENT}")
+        say(f"{setting.label}: client bundle of {size:.1f} MB  {artifact.folder / CLIENT}")
         say(f"  server: {artifact.folder / SERVER}")
 
 

@@ -113,7 +113,7 @@ def run(ws: Workspace) -> Path | None:
         tracking.log_report(ws.wandb_run, page)
     console = Console()
     console.print(console_table(board))
-    console.print(f"report: {page.resolve()}", soft_wrap=True)
+    say(f"report: {page.resolve()}")
     return page
 
 

@@ -79,11 +79,11 @@ def run(ws: Workspace) -> None:
     for setting in prompted(ws):
         artifact = ensure(ws, setting)
         perplexity = artifact.result.metrics["val/perplexity"].value
-        say(f"soft prompt for [bold]{setting.label}[/]: validation perplexity {perplexity:.1f}  {artifact.folder}")
+        say(f"soft prompt for {setting.label}: validation perplexity {perplexity:.1f}  {artifact.folder}")
 
 
 def _build(ws: Workspace, setting: Setting, folder: Path) -> Outcome:
-    say(f"training the soft prompt for [bold]{setting.label}[/]")
+    say(f"training the soft prompt for {setting.label}")
     config = ws.config.prompt
     method = build_method(ws, setting)
     # Training moves modules between devices; the prompt must not start on another one than the model.

@@ -35,6 +35,7 @@ from del_lightning.stages import attack, calibrate, codebook, codec, evaluate, p
 from del_lightning.stages.setting import Setting, build_method, row_label
 from del_lightning.stages.settings import levels, settings, soft_prompts
 from del_lightning.stages.workspace import Workspace
+from del_lightning.terminal import say
 
 GALLERY = 2
 """Prompts of which the page shows what every attack recovers."""
@@ -61,9 +62,8 @@ def run(ws: Workspace) -> Path | None:
     if ws.config.logger.kind == "wandb":
         ws.wandb_run.summary.update(tracking.leaderboard_metrics(board))
         log_artifacts(ws, found, page)
-    console = Console()
-    console.print(console_table(board))
-    console.print(f"report: {page.resolve()}", soft_wrap=True)
+    Console().print(console_table(board))
+    say(f"report: {page.resolve()}")
     return page
 
 
@@ -78,11 +78,10 @@ def merge(results: list[str], folder: Path) -> Path:
         DelError: A place is missing, holds no leaderboard or a broken file; nothing has been written then.
     """
     found = load(results, leave_out=folder)
-    console = Console()
     for name, reason in found.skipped:
-        console.print(f"skipped {name}: {reason}", soft_wrap=True, highlight=False)
+        say(f"skipped {name}: {reason}")
     page = write_site(folder, found.runs)
-    console.print(f"site of {len(found.runs)} runs: {page.resolve()}", soft_wrap=True)
+    say(f"site of {len(found.runs)} runs: {page.resolve()}")
     return page
 
 

@@ -31,6 +31,11 @@ from del_lightning.strategies import strategy
 from del_lightning.terminal import say
 
 
+def uses_cuda(config: TrainerConfig) -> bool:
+    """Whether a run takes GPUs, so far as that can be told without launching it."""
+    return config.accelerator != "cpu" and torch.cuda.is_available()
+
+
 def pick_device(config: TrainerConfig) -> torch.device:
     """The device that training, evaluation and attacks share.
 
@@ -41,7 +46,7 @@ def pick_device(config: TrainerConfig) -> torch.device:
         raise ConfigError(
             f"`trainer.accelerator` must be auto or cpu on a machine without CUDA, got {config.accelerator!r}"
         )
-    cuda = config.accelerator != "cpu" and torch.cuda.is_available()
+    cuda = uses_cuda(config)
     if cuda and config.devices > torch.cuda.device_count():
         raise ConfigError(
             f"`trainer.devices` must be at most the {torch.cuda.device_count()} of this machine, got {config.devices}"

@@ -71,7 +71,7 @@ def run(ws: Workspace) -> Path | None:
         tracking.log_report(ws.wandb_run, folder / "transfer.json")
     console = Console()
     console.print(console_table(board))
-    console.print(f"report: {(folder / 'report.md').resolve()}", soft_wrap=True)
+    say(f"report: {(folder / 'report.md').resolve()}")
     return folder / "transfer.json"
 
 

@@ -49,7 +49,7 @@ from del_lightning.precision import with_dtype
 from del_lightning.report.schema import Leaderboard
 from del_lightning.split import SplitModel
 from del_lightning.stages.tracking import CurveLogger
-from del_lightning.stages.training import pick_device
+from del_lightning.stages.training import pick_device, uses_cuda
 from del_lightning.terminal import say
 
 
@@ -58,7 +58,8 @@ class Workspace:
 
     def __init__(self, config: Config, overrides: Sequence[str] = ()) -> None:
         """``config`` has passed its own checks; ``overrides`` is what was typed to get it, for the report."""
-        self.config, self.overrides = with_dtype(config, pick_device(config.trainer)), list(overrides)
+        kind = "cuda" if uses_cuda(config.trainer) else "cpu"  # the launch is checked later
+        self.config, self.overrides = with_dtype(config, torch.device(kind)), list(overrides)
         self.store = ArtifactStore(config.out, asdict(self.config))
         self.memory: MemoryPlan | None = None
         self.board: Leaderboard | None = None  # what stage report made

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from del_lightning.config import Config, ModelConfig
 from del_lightning.errors import ArtifactError
-from del_lightning.hub.record import FILES, HASHED, read_folder
+from del_lightning.hub.record import FILES, HASHED, SplitRecord, read_folder
 from del_lightning.llm import FrozenLLM
 from del_lightning.methods import DEL, Clean
 from del_lightning.methods.posterior import PosteriorDEL
@@ -467,6 +467,18 @@ def test_a_more_modest_guarantee_is_nobody_s_loss(split: SplitModel, folder: Pat
     stated("epsilon_sequence", "Infinity")(folder)
     sign(folder)
     SplitModel.from_pretrained(folder, split.llm)
+
+
+def test_a_hash_is_of_the_file_not_of_what_this_version_makes_of_it(
+    split: SplitModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Later(SplitRecord):
+        """Has a key that older files lack."""
+
+        further: float | None = None
+
+    monkeypatch.setattr("del_lightning.hub.record.SplitRecord", Later)
+    assert SplitModel.from_pretrained(folder, split.llm).prefix == split.prefix
 
 
 def test_a_record_from_before_it_had_a_hash_is_read(split: SplitModel, folder: Path) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from del_lightning.errors import ArtifactError
-from del_lightning.report.levels import groups, merged
-from del_lightning.report.schema import Leaderboard, Texts
+from del_lightning.report.levels import groups, joined_texts, merged
+from del_lightning.report.schema import Leaderboard, LeaderboardRow, Texts
 from del_lightning.report.site import load
 from del_lightning.report.stored import write_board
 from tests.report.factory import attacked, make_board, make_gallery, make_large_board, make_samples
@@ -71,7 +70,7 @@ def test_they_are_the_board_of_one_run() -> None:
         assert joined.outline == original.outline
         assert joined.points == original.points
     assert one.title == "Test data: many made-up methods"
-    assert one.overrides == ["experiment=leaderboard/ptb"]
+    assert one.overrides == ["experiment=leaderboard/ptb", "targets=[0.02,0.1,0.15]"]
     assert one.wall_seconds == 30.0
 
 
@@ -86,9 +85,16 @@ def test_where_the_levels_come_from_is_said() -> None:
     first, second = level(board, 0.02, environment=clean), level(board, 0.1, environment=clean)
     [one] = merged([first, second])
     assert (one.environment.dirty, one.notes) == (False, board.notes)
-    [one] = merged([first, level(board, 0.1)])
+    theirs = {"packages": {"torch": "2.6.0"}, "accelerator": "made-up GPU"}
+    second = level(board, 0.1, environment=board.environment.model_copy(update=theirs), notes=["Only here."])
+    [one] = merged([first, second])
     assert one.environment.dirty
+    assert one.notes[:2] == ["ASR 0.02: These numbers are made up.", "ASR 0.1: Only here."]
     assert one.notes[-1] == (
+        "Levels were run on different machines or versions of torch: 0.02 on made-up processor (torch 2.13.0); 0.1 on "
+        "made-up GPU (torch 2.6.0)."
+    )
+    assert one.notes[-2] == (
         "Levels were run apart, by different versions of the code: 0.02 from revision fffffff; 0.1 from revision "
         "0123456."
     )
@@ -98,6 +104,9 @@ def test_where_the_levels_come_from_is_said() -> None:
     "section",
     [
         {"prompt": {"steps": 7}},
+        {"trainer": {"precision": "bf16-mixed"}},
+        {"trainer": {"compile": True}},
+        {"trainer": {"accumulate_grad_batches": 4}},
         {"model": {"dtype": "bfloat16"}},
         {"inverter": {"steps": 7}},
         {"seed": 5},
@@ -112,6 +121,12 @@ def test_other_settings_stay_apart(section: dict[str, Any]) -> None:
     for name, value in section.items():
         second.config[name] = {**second.config[name], **value} if isinstance(value, dict) else value
     assert merged([first, second]) == [first, second]
+
+
+def test_a_board_from_before_it_had_targets_is_read() -> None:
+    old = level(whole(), 0.02)
+    del old.config["targets"]
+    assert merged([old]) == [old]
 
 
 def test_boards_with_a_common_level_or_none_stay_apart() -> None:
@@ -129,8 +144,9 @@ def test_boards_with_a_common_level_or_none_stay_apart() -> None:
     [
         (("PTB (CPU schedule), ASR 0.02", "PTB (CPU schedule), ASR 0.1"), "PTB (CPU schedule)"),
         (("PTB (ASR 0.02)", "PTB (ASR 0.1)"), "PTB"),
-        (("strict", "loose"), "strict"),
-        (("ASR 0.02", "ASR 0.1"), "ASR 0.02"),
+        (("PTB, targets=[0.02]", "PTB, targets=[0.1]"), "PTB"),
+        (("strict", "loose"), "strict and 1 more level"),
+        (("ASR 0.02", "ASR 0.1"), "ASR 0.02 and 1 more level"),
     ],
 )
 def test_the_title_names_no_level(titles: tuple[str, str], expected: str) -> None:
@@ -139,34 +155,31 @@ def test_the_title_names_no_level(titles: tuple[str, str], expected: str) -> Non
     assert one.title == one.config["title"] == expected
 
 
-def test_what_does_not_fit_is_an_error() -> None:
+def test_levels_of_other_prompts_or_with_other_controls_stay_apart() -> None:
     board = whole()
     first, second = level(board, 0.02), level(board, 0.1)
-    with pytest.raises(ArtifactError, match=r"ASR 0\.1' .* must have the same prompts"):
-        merged([first, second.model_copy(update={"private_tokens": 7})])
-    few = [row for row in second.rows if row.method != "projection"]
-    with pytest.raises(ArtifactError, match="must have the same controls"):
-        merged([first, second.model_copy(update={"rows": few})])
 
-    def moved(factor: float) -> Leaderboard:
-        return second.model_copy(
-            update={
-                "rows": [
-                    row.model_copy(
-                        update={
-                            "perplexity": row.perplexity.model_copy(update={"value": row.perplexity.value * factor})
-                        }
-                    )
-                    if row.is_control and row.perplexity is not None
-                    else row
-                    for row in second.rows
-                ]
-            }
-        )
+    def are_joined(**changes: Any) -> bool:
+        return len(merged([first, second.model_copy(update=changes)])) == 1
 
-    with pytest.raises(ArtifactError, match="about the same perplexity of 'Clean prompt'"):
-        merged([first, moved(1.02)])
-    assert len(merged([first, moved(1.001)])) == 1
+    def moved(factor: float) -> list[LeaderboardRow]:
+        return [
+            row.model_copy(
+                update={"perplexity": row.perplexity.model_copy(update={"value": row.perplexity.value * factor})}
+            )
+            if row.is_control and row.perplexity is not None
+            else row
+            for row in second.rows
+        ]
+
+    assert are_joined(rows=moved(1.001))
+    assert not are_joined(rows=moved(1.02))
+    assert not are_joined(rows=[row for row in second.rows if row.method != "projection"])
+    assert not are_joined(private_tokens=7)
+    first = first.model_copy(update={"reference_tokens": [7] * 96})
+    assert are_joined(reference_tokens=[7] * 96)
+    assert are_joined()  # from before they were kept
+    assert not are_joined(reference_tokens=[8] * 96)
 
 
 def write(folder: Path, board: Leaderboard, texts: Texts | None) -> None:
@@ -202,12 +215,23 @@ def test_a_site_shows_them_as_one_run_with_all_its_texts(tmp_path: Path) -> None
     assert [found.label for found in run.texts.gallery[0].levels] == ["DEL, ASR 0.02", "DEL, ASR 0.1"]
 
 
-def test_without_the_texts_of_every_level_none_are_shown(tmp_path: Path) -> None:
+def test_a_level_without_texts_hides_nobody_else_s(tmp_path: Path) -> None:
     board = whole()
-    write(tmp_path / "strict", level(board, 0.02), texts_of(level(board, 0.02)))
-    write(tmp_path / "loose", level(board, 0.1), None)
+    strict, loose = level(board, 0.02), level(board, 0.1)
+    write(tmp_path / "strict", strict, texts_of(strict))
+    write(tmp_path / "loose", loose, None)
     [run] = load([tmp_path]).runs
-    assert run.texts is None
+    assert run.texts is not None
+    assert run.texts.samples == make_samples(strict)
+
+
+def test_a_control_s_text_is_that_of_its_row(tmp_path: Path) -> None:
+    board = whole()
+    texts = [texts_of(part) for part in (level(board, 0.02), level(board, 0.1))]
+    texts[1].samples[0].continuations["Clean prompt"] = "as another machine has it"
+    found = joined_texts(board, texts)
+    assert found is not None
+    assert found.samples[0].continuations["Clean prompt"] == texts[0].samples[0].continuations["Clean prompt"]
 
 
 def test_a_board_that_is_alone_is_left_as_it_is() -> None:

@@ -212,5 +212,6 @@ def test_write_report_leaves_whole_files_and_texts_apart_from_numbers(board: Lea
 def test_command_is_the_one_that_was_typed() -> None:
     overrides = ["experiment=quickstart", "title=a 'quoted' title", "data.root=DIR"]
     words = shlex.split(command(make_board(overrides=overrides)))
-    assert words == ["python", "-m", "del_lightning", *overrides]
-    assert command(make_board(overrides=[])) == "python -m del_lightning stage=pipeline"
+    assert words == ["python", "-m", "del_lightning", *overrides, "model.dtype=float32"]  # another machine may choose
+    assert command(make_board(overrides=["model.dtype=bfloat16"])).endswith("del_lightning model.dtype=bfloat16")
+    assert command(make_board(overrides=[])) == "python -m del_lightning stage=pipeline model.dtype=float32"
