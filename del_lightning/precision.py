@@ -28,19 +28,25 @@ def fastest_dtype(device: torch.device) -> str:
 def with_dtype(config: Config, device: torch.device) -> Config:
     """The configuration with ``model.dtype=auto`` replaced by :func:`fastest_dtype`; any other as it is.
 
-    Keys, records and pages hold what was computed in, not that it was left to the machine.
+    Keys, records and pages hold what was computed in, not that it was left to the machine. Several machines without
+    GPUs would each choose for itself: there ``auto`` stays, for :func:`check_dtype` to refuse.
+    """
+    if config.model.dtype != "auto" or (config.trainer.num_nodes > 1 and device.type == "cpu"):
+        return config
+    return replace(config, model=replace(config.model, dtype=fastest_dtype(device)))
+
+
+def check_dtype(config: Config) -> None:
+    """Refuse what :func:`with_dtype` could not decide.
 
     Raises:
-        ConfigError: Several machines without GPUs would each choose for itself.
+        ConfigError: ``model.dtype`` is still ``auto``.
     """
-    if config.model.dtype != "auto":
-        return config
-    if config.trainer.num_nodes > 1 and device.type == "cpu":
+    if config.model.dtype == "auto":
         raise ConfigError(
             f"`model.dtype` must be float32 or bfloat16 where {config.trainer.num_nodes} machines train on their "
             "processors, which may differ, got 'auto'"
         )
-    return replace(config, model=replace(config.model, dtype=fastest_dtype(device)))
 
 
 def advice(config: Config, device: torch.device) -> str | None:

@@ -13,7 +13,7 @@ from del_lightning.errors import ConfigError
 from del_lightning.llm import FrozenLLM
 from del_lightning.loading import load_llm
 from del_lightning.memory import plan
-from del_lightning.precision import advice, fastest_dtype, with_dtype
+from del_lightning.precision import advice, check_dtype, fastest_dtype, with_dtype
 from del_lightning.stages.workspace import Workspace
 
 Factory = Callable[..., FrozenLLM]
@@ -64,9 +64,10 @@ def test_other_devices_and_older_torch_compute_in_float32(monkeypatch: pytest.Mo
 def test_machines_that_may_differ_do_not_choose_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(model=ModelConfig(dtype="auto"), trainer=TrainerConfig(num_nodes=2))
     with pytest.raises(ConfigError, match=r"`model.dtype` must be float32 or bfloat16 where 2 machines .* got 'auto'"):
-        with_dtype(config, CPU)
+        check_dtype(with_dtype(config, CPU))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: True)
     assert with_dtype(config, CUDA).model.dtype == "bfloat16"
+    check_dtype(with_dtype(config, CUDA))
 
 
 def test_what_torch_tells_of_this_processor_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from del_lightning.loading import check_llm
 from del_lightning.methods.factory import NEEDS_CODEC, NEEDS_VOCABULARY, TEXT_ONLY
 from del_lightning.metrics.coherence import check_encoder
 from del_lightning.modules.adapter import check_peft
+from del_lightning.precision import check_dtype
 from del_lightning.stages import account, nlu, publish, tracking, transfer
 from del_lightning.stages.workspace import Workspace
 
@@ -24,6 +25,7 @@ def check(workspace: Workspace) -> None:
     """
     config, stage = workspace.config, workspace.config.stage.name
     ranks.check_launch(config.trainer.devices, config.trainer.num_nodes)
+    check_dtype(config)
     if config.report.results is not None:
         if stage != "report":
             raise ConfigError(f"`report.results` must be null unless stage=report, got {config.report.results}")
