@@ -95,8 +95,9 @@ def differing(one: dict[str, dict[str, Tensor]], two: dict[str, dict[str, Tensor
     """Files whose tensors differ by more than a part of their norm.
 
     Taken together: a key's bias has no gradient but rounding, out of which Adam makes whole steps. A head's layers,
-    which each rank fits alone, make hundreds of steps on states that differ in their last digits: they may differ five
-    times as much, what the head knows of those states (:data:`STATES`) may not.
+    which each rank fits alone, make hundreds of steps on states that differ in their last digits: states a ten-thousandth
+    apart gave layers a hundredth apart (AVX2, float32), so they may differ ten times as much; what the head knows of
+    those states (:data:`STATES`) may not.
     """
 
     def joined(tensors: dict[str, Tensor]) -> Tensor:
@@ -106,7 +107,7 @@ def differing(one: dict[str, dict[str, Tensor]], two: dict[str, dict[str, Tensor
         file
         for file, tensors in one.items()
         if (joined(two[file]) - joined(tensors)).norm()
-        > tolerance * (5 if file == "head" else 1) * joined(tensors).norm()
+        > tolerance * (10 if file == "head" else 1) * joined(tensors).norm()
     }
 
 
