@@ -95,9 +95,9 @@ def differing(one: dict[str, dict[str, Tensor]], two: dict[str, dict[str, Tensor
     """Files whose tensors differ by more than a part of their norm.
 
     Taken together: a key's bias has no gradient but rounding, out of which Adam makes whole steps. A head's layers,
-    which each rank fits alone, make hundreds of steps on states that differ in their last digits: states a ten-thousandth
-    apart gave layers a hundredth apart (AVX2, float32), so they may differ ten times as much; what the head knows of
-    those states (:data:`STATES`) may not.
+    which each rank fits alone, make hundreds of steps on states that differ in their last digits: states a
+    ten-thousandth apart gave layers a hundredth apart (AVX2, float32), so they may differ ten times as much; what the
+    head knows of those states (:data:`STATES`) may not.
     """
 
     def joined(tensors: dict[str, Tensor]) -> Tensor:
