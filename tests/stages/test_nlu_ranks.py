@@ -26,6 +26,8 @@ TRAINED = {
 """Way to classify -> the tensors it leaves."""
 STATES = "states of the head"
 """Their mean and spread, which a head is saved with."""
+UNSTEADY = ("snd-prompt",)
+"""Where a head carries rounding furthest: states 1e-4 apart gave layers .0102 and probabilities .0098 apart (AVX2)."""
 pytestmark = pytest.mark.slow
 
 
@@ -82,22 +84,33 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return get
 
 
-def trained(out: Path, way: str) -> dict[str, dict[str, Tensor]]:
-    """File -> tensors of the one artefact of this way."""
+def _folder(out: Path, way: str) -> Path:
+    """Of the one artefact of this way."""
     records = {path: json.loads(path.read_text()) for path in out.glob("nlu/*/result.json")}
     (folder,) = (path.parent for path, record in records.items() if record["details"]["variant"] == way)
-    found = {path.stem: load_file(path) for path in folder.rglob("*.safetensors")}
+    return folder
+
+
+def trained(out: Path, way: str) -> dict[str, dict[str, Tensor]]:
+    """File -> tensors of the one artefact of this way."""
+    found = {path.stem: load_file(path) for path in _folder(out, way).rglob("*.safetensors")}
     found[STATES] = {name: found["head"].pop(name) for name in ("mean", "scale")}
     return found
 
 
-def differing(one: dict[str, dict[str, Tensor]], two: dict[str, dict[str, Tensor]], tolerance: float) -> set[str]:
+def scores(out: Path, way: str) -> Tensor:
+    """Probabilities that the one artefact of this way gave to the reported examples."""
+    return torch.tensor(json.loads((_folder(out, way) / "scores.json").read_text())["scores"])
+
+
+def differing(
+    one: dict[str, dict[str, Tensor]], two: dict[str, dict[str, Tensor]], tolerance: float, head: int = 5
+) -> set[str]:
     """Files whose tensors differ by more than a part of their norm.
 
     Taken together: a key's bias has no gradient but rounding, out of which Adam makes whole steps. A head's layers,
-    which each rank fits alone, make hundreds of steps on states that differ in their last digits: states a
-    ten-thousandth apart gave layers a hundredth apart (AVX2, float32), so they may differ ten times as much; what the
-    head knows of those states (:data:`STATES`) may not.
+    which each rank fits alone, make hundreds of steps on states that differ in their last digits: they may differ
+    ``head`` times as much, what the head knows of those states (:data:`STATES`) may not.
     """
 
     def joined(tensors: dict[str, Tensor]) -> Tensor:
@@ -107,7 +120,7 @@ def differing(one: dict[str, dict[str, Tensor]], two: dict[str, dict[str, Tensor
         file
         for file, tensors in one.items()
         if (joined(two[file]) - joined(tensors)).norm()
-        > tolerance * (10 if file == "head" else 1) * joined(tensors).norm()
+        > tolerance * (head if file == "head" else 1) * joined(tensors).norm()
     }
 
 
@@ -116,7 +129,9 @@ def differing(one: dict[str, dict[str, Tensor]], two: dict[str, dict[str, Tensor
 def test_two_processes_train_what_one_does(finished: Callable[[str | None], Path], way: str, strategy: str) -> None:
     one, two = trained(finished(None), way), trained(finished(strategy), way)
     assert one.keys() == two.keys() == TRAINED[way] | {STATES}
-    assert differing(one, two, 2e-3) == set()
+    assert differing(one, two, 2e-3, head=10 if way in UNSTEADY else 5) == set()
+    ours, theirs = (scores(finished(which), way) for which in (None, strategy))
+    assert torch.allclose(ours, theirs, rtol=0, atol=0.015 if way in UNSTEADY else 5e-3)
 
 
 @pytest.mark.parametrize("way", WAYS)
