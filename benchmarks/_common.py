@@ -19,9 +19,20 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from typing import Any, Self, TextIO
+from typing import Any, Protocol, Self, TextIO, TypeVar
 
 RESULTS = Path(__file__).parent / "results"
+
+
+class HasDtype(Protocol):
+    """A case of a benchmark that names the type of the model's numbers."""
+
+    @property
+    def dtype(self) -> str:
+        """float32 or bfloat16."""
+
+
+AnyCase = TypeVar("AnyCase", bound=HasDtype)
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:
@@ -46,6 +57,23 @@ def write_result(path: Path, result: Mapping[str, Any], packages: Iterable[str] 
     environment["threads"] = torch.get_num_threads()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**result, "environment": environment})
+
+
+def worth_running(cases: Iterable[AnyCase]) -> list[AnyCase]:
+    """The cases, without bfloat16 where this device has no instructions for it; what is left out is said.
+
+    There it takes several times as long as float32, and nobody would run it so.
+    """
+    import torch
+
+    from del_lightning.precision import fastest_dtype
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    every = list(cases)
+    kept = [case for case in every if case.dtype != "bfloat16" or fastest_dtype(device) == "bfloat16"]
+    if left_out := len(every) - len(kept):
+        print(f"{left_out} of {len(every)} cases left out: bfloat16, no instructions for it here", file=sys.stderr)
+    return kept
 
 
 def peak_memory() -> float:

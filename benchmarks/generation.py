@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _common import RESULTS, show, spread, write_result
+from _common import RESULTS, show, spread, worth_running, write_result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -141,7 +141,7 @@ def main(cases: Sequence[Case] = CASES, path: Path = RESULTS / "generation.json"
     from rich import print as rprint
 
     results = []
-    for case in cases:
+    for case in worth_running(cases):
         results.append(run_case(case))
         rprint(_table(results[-1]))
     demand = f"at least {LEAST_RATIO:g} times the tokens/s of one prompt at a time at the stated batch size"

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _common import RESULTS, Contender, Turns, peak_memory, show, spread, write_result
+from _common import RESULTS, Contender, Turns, peak_memory, show, spread, worth_running, write_result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -280,7 +280,7 @@ def main(cases: Sequence[Case] = CASES, path: Path = RESULTS / "prompt_training.
     from rich import print as rprint
 
     results = []
-    for case in cases:
+    for case in worth_running(cases):
         results.append(run_case(case))
         rprint(_table(results[-1]))
     demand = f"at least {LEAST_RATIO} times PEFT's tokens/s and no more memory"

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from _common import RESULTS, Contender, Turns, show, spread, write_result
+from _common import RESULTS, Contender, Turns, show, spread, worth_running, write_result
 from prompt_training import CASES, Case, make_batches, train_ours
 
 
@@ -114,7 +114,7 @@ def main(
     from rich.table import Table
 
     results = []
-    for case in cases.values():
+    for case in worth_running(cases.values()):
         result = run_case(case, ways)
         table = Table("way", title=f"Two cores: {case.name}", caption="median (range of turns)")
         for column in ("tokens/s", f"speed of {next(iter(ways))}", "loss of rank 0"):

@@ -38,7 +38,7 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from _common import RESULTS, Contender, Turns, show, spread, write_result
+from _common import RESULTS, Contender, Turns, show, spread, worth_running, write_result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -641,7 +641,7 @@ def main(cases: Sequence[Case] = CASES, load: Load = Load(), path: Path = RESULT
     sizes = run_sizes(load.model)
     rprint(_size_table(sizes))
     results = []
-    for case in cases:
+    for case in worth_running(cases):
         results.append(run_case(case))
         rprint(_speed_table(results[-1]))
     loaded = run_load(load)

@@ -233,3 +233,16 @@ def test_replication_runs_are_settings_that_exist(benchmark: Callable[[str], Any
     assert found["gemma-3-270m"].model.name == "gemma-3-270m"
     slugs = {slug_of(replication.title(name)) for name in found}
     assert len(slugs) == len(found)
+
+
+def test_cases_in_bfloat16_are_left_out_where_it_is_slow(
+    benchmark: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = benchmark("prompt_training").CASES
+    worth_running = benchmark("_common").worth_running
+    monkeypatch.setattr("del_lightning.precision.fastest_dtype", lambda device: "bfloat16")
+    assert worth_running(cases) == list(cases)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr("del_lightning.precision.fastest_dtype", lambda device: "float32")
+    assert [case.dtype for case in worth_running(cases)] == ["float32", "float32"]
+    assert "2 of 4 cases left out: bfloat16" in capsys.readouterr().err
