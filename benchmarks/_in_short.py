@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from _cells import NAMES, code, guarantee, show
 from _del_plus import shown_settings
 
+from del_lightning.config import with_defaults
 from del_lightning.metrics import over_seeds
 from del_lightning.report import anew, arrange, words
 from del_lightning.report.arrange import Entry
@@ -51,14 +52,27 @@ def _lowered(entry: Entry) -> str:
 
 
 def _retained(board: Leaderboard, entry: Entry, replications: Sequence[Leaderboard]) -> str:
-    """R over the trainings of the board's quoted setting; of the board's own training where there are no others."""
+    """R over the trainings of the board's quoted setting, and of the board's own where it is none of them."""
     name = NAMES.get(board.dataset, board.dataset)
+    own = show(entry.retained, ".3f") if entry.retained is not None else ""
     for group in _alike(board, replications):
         for one in anew.over_trainings(group):
             if (one.row.method, one.row.matching, one.row.target) == _setting(entry):
-                sure = both(one.retained, over_seeds(one.each))
-                return f"{show(sure, '.3f')} on {name} over {len(group)} trainings"
-    return f"{show(entry.retained, '.3f')} on {name}" if entry.retained is not None else ""
+                pooled = show(both(one.retained, over_seeds(one.each)), ".3f")
+                ours, theirs = _measured(board), _measured(group[0])
+                if not own or ours == theirs:
+                    return f"{pooled} on {name} over {len(group)} trainings"
+                return f"{own} on {name} ({_named(*ours)}) and {pooled} over {len(group)} trainings ({_named(*theirs)})"
+    return f"{own} on {name}" if own else ""
+
+
+def _measured(board: Leaderboard) -> tuple[str, int]:
+    """The type of the model's numbers and how often noise was drawn: what may set two runs of one setting apart."""
+    return str(with_defaults(board.config)["model"]["dtype"]), len(board.seeds)
+
+
+def _named(dtype: str, draws: int) -> str:
+    return f"{dtype}, {words.count(draws)} draw{'s' * (draws > 1)} of noise"
 
 
 def _setting(entry: Entry) -> tuple[str, str | None, float | None]:

@@ -125,6 +125,12 @@ JOBS: dict[str, list[str]] = {
         for corpus in ("ptb", "wikitext2")
         for target in (0.02, 0.1, 0.15)
     },
+    # The paper's soft prompt, 100 tokens and 4000 steps, where there is a GPU.
+    **{
+        f"gpu-{corpus}-seed-{seed}": [f"experiment=gpu/{corpus}", f"seed={seed}"]
+        for corpus in ("ptb", "wikitext2")
+        for seed in (0, 1, 2)
+    },
     # A second language model. Its vocabulary is five times as large, and so are the logits of a batch; its embeddings
     # are 7.6 times as large (root mean square 1.03 against .136), and so are the steps of its soft prompt.
     "gemma-3-270m": [
@@ -202,8 +208,8 @@ JOBS: dict[str, list[str]] = {
 }  # fmt: skip
 """Name of a run -> its settings besides data and store."""
 
-NEED_GPU = ("nlu/mrpc", "nlu/qqp")
-"""Runs that take one GPU some minutes and a CPU days."""
+NEED_GPU = ("nlu/mrpc", "nlu/qqp", *(name for name in JOBS if name.startswith("gpu-")))
+"""Runs that take a CPU days."""
 
 
 TITLES = {
@@ -211,6 +217,11 @@ TITLES = {
         f"levels/{corpus}-asr{target}": f"{name} (CPU schedule), ASR {target}"
         for corpus, name in (("ptb", "PTB"), ("wikitext2", "WikiText-2"))
         for target in (0.02, 0.1, 0.15)
+    },
+    **{
+        f"gpu-{corpus}-seed-{seed}": f"{name} (one GPU), seed {seed}"
+        for corpus, name in (("ptb", "PTB"), ("wikitext2", "WikiText-2"))
+        for seed in (0, 1, 2)
     },
     "nlu/cola": "CoLA (CPU schedule)",
     "nlu/sst2": "SST-2 (CPU schedule)",

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ValidationError
 
 from del_lightning import ranks
 from del_lightning.errors import ArtifactError
+from del_lightning.precision import instructions
 from del_lightning.report.schema import Environment, Estimate, StageResult
 
 CODE_VERSION = 3
@@ -235,6 +236,7 @@ def capture_environment() -> Environment:
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         processor=_processor(),
+        instructions=instructions(),
         cores=len(psutil.Process().cpu_affinity()) if platform.system() == "Linux" else psutil.cpu_count() or 1,
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else None,

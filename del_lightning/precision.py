@@ -61,6 +61,11 @@ def advice(config: Config, device: torch.device) -> str | None:
     return f"{' and '.join(asked)}: {said}"
 
 
+def instructions() -> str:
+    """The processor's widest vector instructions that torch uses, as torch names them, and bfloat16 if it has that."""
+    return torch.backends.cpu.get_cpu_capability() + (" with bfloat16" if _multiplies_bfloat16() else "")
+
+
 def _multiplies_bfloat16() -> bool | None:
     """Whether this processor multiplies bfloat16 in hardware, and torch has it do so; None if that is not known."""
     capabilities = _capabilities()

@@ -22,6 +22,7 @@ from del_lightning.artifacts import (
 from del_lightning.checkpoints import EXTENSION
 from del_lightning.errors import ArtifactError
 from del_lightning.report.schema import SCHEMA_VERSION, Estimate, StageResult
+from del_lightning.report.tables import environment_rows
 
 LAST, BEST = (f"{name}{EXTENSION}" for name in ("last", "best"))
 DETERMINED_BY = {"model": {"fingerprint": "abc"}, "seed": 0}
@@ -249,6 +250,10 @@ def test_environment_describes_this_process() -> None:
     environment = capture_environment()
     assert environment.cores >= 1
     assert environment.memory_gib > 0
+    assert environment.instructions
+    assert environment.instructions in dict(environment_rows(environment))["Processor"]
+    earlier = environment.model_copy(update={"instructions": None})
+    assert dict(environment_rows(earlier))["Processor"] == f"{environment.processor}, {environment.cores} cores"
     assert (environment.revision is None) == (environment.dirty is None)
 
 

@@ -230,6 +230,9 @@ def test_replication_runs_are_settings_that_exist(benchmark: Callable[[str], Any
     assert anew == {"title", "data.first_prompt", "evaluate.seeds", "attack.tuning_prompts"}
     whole = plus["del_plus/attacks/ptb-asr0.2"].attack.suite
     assert set(whole) == set(ATTACKS)
+    on_a_gpu = {config.prompt.steps for name, config in found.items() if name.startswith("gpu-")}
+    assert on_a_gpu == {4000}
+    assert {name for name, config in found.items() if config.prompt.steps >= 4000} <= set(replication.NEED_GPU)
     assert found["gemma-3-270m"].model.name == "gemma-3-270m"
     slugs = {slug_of(replication.title(name)) for name in found}
     assert len(slugs) == len(found)

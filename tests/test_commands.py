@@ -23,7 +23,7 @@ from del_lightning.stages import checks
 from del_lightning.stages.workspace import Workspace
 from tests.pages import ALL, ROOT, STARTED, ids, is_run, suppress_success, why_only_started
 
-LACKING = r"existing folder|hub|CUDA|GPU|devices|of memory|GiB|stage=export wrote|login on this machine"
+LACKING = r"existing folder|hub|CUDA|GPU|of memory|GiB|stage=export wrote|login on this machine"
 """What a check may miss on this machine."""
 COUNTS = ("--nodes", "--ntasks-per-node", "--nproc-per-node")
 """Options of launchers, as pages write them, that say how many processes there are."""
@@ -133,8 +133,8 @@ def is_somebody_elses(words: list[str]) -> None:
     pytest.skip(f"{words[0]} is not ours and not installed with us")
 
 
-def has_a_place(words: list[str]) -> None:
-    assert (ROOT / words[-1]).is_dir()
+def replaces_a_result(words: list[str]) -> None:
+    assert (ROOT / words[-1]).is_file()
 
 
 OTHERS = {
@@ -143,8 +143,18 @@ OTHERS = {
     "pip": has_extra,
     "wandb": names_a_sweep,
     "python": names_a_file,
-    "cp": has_a_place,
+    "cp": replaces_a_result,
     "hf": is_somebody_elses,
     "vllm": is_somebody_elses,
 }
 """How a command of each other program is checked; one that is missing here needs a check of its own."""
+
+
+@pytest.mark.parametrize("launcher", ["torchrun --nproc-per-node 2", "srun --nodes 2 --ntasks-per-node 2 python"])
+def test_a_launch_of_another_size_than_the_settings_would_be_noticed(
+    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline_hub: None
+) -> None:
+    nodes = "trainer.num_nodes=2" if "nodes" in launcher else ""
+    command = f"{launcher} -m del_lightning experiment=paper/ptb trainer.devices=4 {nodes}"
+    with pytest.raises((DelError, SystemExit)):
+        test_command(command, tmp_path, monkeypatch, None)

@@ -41,6 +41,7 @@ def test_a_cpu_computes_in_what_it_has_instructions_for(
 ) -> None:
     on_a_cpu_with(monkeypatch, *features)
     assert fastest_dtype(CPU) == expected
+    assert precision.instructions().endswith(" with bfloat16") == (expected == "bfloat16")
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bfloat16"), (False, "float32")])

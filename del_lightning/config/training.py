@@ -104,8 +104,8 @@ class TrainerConfig:
     """Compute what is inside the LLM's layers again in the backward pass instead of keeping it: less memory, about a
     third more time, the same numbers."""
     compile: bool = False
-    """Compile the LLM's norms and feed-forward parts (torch.compile): on a CPU in bfloat16 training is about a tenth
-    faster, in float32 no faster, after a minute for the compiler; the same numbers up to rounding."""
+    """Compile the LLM's norms and feed-forward parts (torch.compile), after a minute for the compiler; the same numbers
+    up to rounding. `benchmarks/scaling.py` measures what it gains: nothing to speak of in float32 on two cores."""
     accumulate_grad_batches: int = 1
     precision: str = "32-true"
     """32-true (32), or bf16-mixed (bf16): the frozen LLM computes in bfloat16 while prompts, adapters and denoisers

@@ -45,6 +45,9 @@ class Environment(Record):
     python: str
     platform: str
     processor: str
+    instructions: str | None = None
+    """Widest vector instructions that torch uses of the processor, and whether it multiplies bfloat16; None in results
+    from before this was recorded."""
     cores: int
     memory_gib: float
     accelerator: str | None

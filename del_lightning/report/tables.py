@@ -457,6 +457,7 @@ def _calibrated_value(board: Leaderboard, method: MethodCalibration, matching: s
 
 def environment_rows(environment: Environment) -> list[tuple[str, str]]:
     """The environment as (name, value)."""
+    processor = filter(None, (environment.processor, environment.instructions, f"{environment.cores} cores"))
     revision = environment.revision or "not run from a checkout"
     if environment.dirty:
         revision += " with uncommitted changes"
@@ -464,7 +465,7 @@ def environment_rows(environment: Environment) -> list[tuple[str, str]]:
         ("Revision", revision),
         ("Python", environment.python),
         ("Platform", environment.platform),
-        ("Processor", f"{environment.processor}, {environment.cores} cores"),
+        ("Processor", ", ".join(processor)),
         ("Memory", f"{words.number(environment.memory_gib)} GiB"),
         ("Accelerator", environment.accelerator or "none"),
         *sorted(environment.packages.items()),

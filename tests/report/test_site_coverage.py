@@ -24,7 +24,7 @@ def run(slug: str, seed: int = 0, dirty: bool | None = False, **changes: Any) ->
 
 
 def compared(*runs: Run, second: str = "RANTEXT, ASR 0.1", gain: Estimate = GAIN) -> Comparison:
-    what = f"COH at nearest-neighbour ASR 0.1 of {len(runs)}"
+    what = f"COH at nearest-neighbour {second.split(', ')[1]} of {len(runs)}"
     return Comparison(runs, what, ("DEL", estimate(1.0)), (second, estimate(1.0)), gain)
 
 
@@ -50,6 +50,16 @@ def test_what_is_covered_and_what_is_missing_comes_from_the_runs() -> None:
     found = covered(SCOPE, compared(run("a")), more)
     assert found["Models"] == ("made-up-135m and other-70B", "None.")
     assert found["Compared with"][1] == found["Settings"][1] == "None."
+
+
+def test_what_never_met_in_one_comparison_is_named_though_each_part_was_covered() -> None:
+    found = covered(SCOPE, compared(run("a")), compared(run("b"), second="InferDPT, ASR 0.15"))
+    assert {found[name][1] for name in ("Compared with", "Settings")} == {"None."}
+    assert found["Together"] == ("2 of 8 combinations of the above.", "PTB: RANTEXT, ASR 0.15; PTB: InferDPT, ASR 0.1")
+    every = [compared(run("c"), second=f"{name}, ASR {at}") for name in ("RANTEXT", "InferDPT") for at in (0.1, 0.15)]
+    assert covered(SCOPE, *every)["Together"] == ("4 of 8 combinations of the above.", "None.")
+    assert covered(SCOPE, compared(run("d")), *every[:2])["Together"][1] == "PTB: InferDPT"
+    assert "Together" not in covered(Scope(("PTB",)), compared(run("a")))
 
 
 def test_without_a_run_all_is_missing_and_what_is_not_known_is_not_made_up() -> None:
