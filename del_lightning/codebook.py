@@ -28,13 +28,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from del_lightning.data.tokens import Ragged
 from del_lightning.errors import ArtifactError, ConfigError
+from del_lightning.terminal import track
 
 CONTEXT_TOKENS = 4000
 """Most frequent tokens whose company describes a token's topic."""
@@ -237,7 +237,7 @@ def _merge(centres: Tensor, mass: Tensor, largest_share: float) -> tuple[Tensor,
     top, parent = mass.clone(), torch.arange(len(mass))
     square, alive = centres.square().sum(1), torch.ones(len(mass), dtype=torch.bool)
     breaks = torch.where(top > largest_share * mass, mass, torch.inf)
-    for _ in track(range(len(mass) - 1), description="merging tokens into groups", transient=True):
+    for _ in track(range(len(mass) - 1), "merging tokens into groups"):
         one = int(breaks.argmin())
         if not math.isfinite(float(breaks[one])):
             break

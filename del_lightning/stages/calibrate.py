@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from del_lightning.artifacts import Artifact, Outcome
@@ -23,7 +22,7 @@ from del_lightning.methods import Method
 from del_lightning.report.schema import MethodCalibration
 from del_lightning.seeding import stream
 from del_lightning.stages.workspace import Workspace
-from del_lightning.terminal import say
+from del_lightning.terminal import bar, say
 
 OUTLINE_SHARE = 4
 """The outline attacks one token in this many."""
@@ -107,7 +106,7 @@ def _build(ws: Workspace, name: str, folder: Path) -> Outcome:
     tokens = _rows(ws)
     attacks = attackers(ws)  # once: the nearest neighbour keeps what it worked out of the vocabulary
     matchings = {"nearest": [NearestNeighbour(config.metric).name], "worst": worst_of(config)}
-    with Progress(transient=True) as progress:
+    with bar() as progress:
         task = progress.add_task(f"calibrating {ws.title(name)}", total=None)
 
         def curve(rows: Tensor) -> SuccessCurve:

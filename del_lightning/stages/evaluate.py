@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from del_lightning.artifacts import Artifact, Outcome, write_json
@@ -25,7 +24,7 @@ from del_lightning.stages import prompt as prompt_stage
 from del_lightning.stages.setting import Setting, build_method, method_key, row_label
 from del_lightning.stages.settings import settings, soft_prompts
 from del_lightning.stages.workspace import Workspace
-from del_lightning.terminal import say
+from del_lightning.terminal import say, track
 
 PER_PROMPT = "per_prompt.json"
 SAMPLES = "samples.json"
@@ -173,7 +172,7 @@ def _teacher_forced(ws: Workspace, split: SplitModel, clean_choices: list[Tensor
     perplexity = ConditionalPerplexity(prompts, sync_on_compute=False).to(ws.device)
     agreement = NextTokenAgreement(prompts, sync_on_compute=False).to(ws.device)
     batches = list(zip(ws.data.test_dataloader(), clean_choices, strict=True))
-    for batch, expected in track(batches, description=f"{name}: perplexity", transient=True):
+    for batch, expected in track(batches, f"{name}: perplexity"):
         batch = batch.to(ws.device)
         for seed in _seeds(ws, split):
             logits = split.logits(batch, split.release_examples(batch, seed)).float()
@@ -191,7 +190,7 @@ def _continuations(ws: Workspace, split: SplitModel, name: str) -> list[list[str
     batches = ws.data.generation_batches(config.generation_batch_size)
     texts = [[""] * len(ws.data.prompts()) for _ in config.seeds]
     for row, seed in zip(texts, config.seeds, strict=True):
-        for number, batch in enumerate(track(batches, description=f"{name}: continuations", transient=True)):
+        for number, batch in enumerate(track(batches, f"{name}: continuations")):
             batch = batch.to(ws.device)
             generated = split.generate(
                 batch,

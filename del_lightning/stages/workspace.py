@@ -11,7 +11,6 @@ from typing import Any, Literal, Self, cast
 
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
-from rich.progress import track
 from torch import Tensor
 
 from del_lightning import memory, ranks
@@ -50,7 +49,7 @@ from del_lightning.report.schema import Leaderboard
 from del_lightning.split import SplitModel
 from del_lightning.stages.tracking import CurveLogger
 from del_lightning.stages.training import pick_device, uses_cuda
-from del_lightning.terminal import say
+from del_lightning.terminal import say, track
 
 
 class Workspace:
@@ -309,7 +308,7 @@ class Workspace:
     def clean_choices(self) -> list[Tensor]:
         """The plain model's top-1 next tokens (N,) at the continuation of every test batch, clean prompt."""
         plain = SplitModel(self.llm)
-        batches = track(self.data.test_dataloader(), description="clean reference", transient=True)
+        batches = track(self.data.test_dataloader(), "clean reference")
         return [plain.logits(batch.to(self.device), None).argmax(dim=-1) for batch in batches]
 
     @property
