@@ -45,7 +45,7 @@ class Environment(Record):
     python: str
     platform: str
     processor: str
-    instructions: str | None = None
+    instructions: str | None = Field(default=None, exclude_if=_is_missing)
     """Widest vector instructions that torch uses of the processor, and whether it multiplies bfloat16; None in results
     from before this was recorded."""
     cores: int
