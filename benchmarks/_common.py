@@ -60,7 +60,7 @@ def write_result(path: Path, result: Mapping[str, Any], packages: Iterable[str] 
 
 
 def worth_running(cases: Iterable[AnyCase]) -> list[AnyCase]:
-    """The cases, without bfloat16 where this device has no instructions for it; what is left out is said.
+    """The cases, without bfloat16 where this device is not known to have instructions for it; what is left out is said.
 
     There it takes several times as long as float32, and nobody would run it so.
     """
@@ -72,7 +72,7 @@ def worth_running(cases: Iterable[AnyCase]) -> list[AnyCase]:
     every = list(cases)
     kept = [case for case in every if case.dtype != "bfloat16" or fastest_dtype(device) == "bfloat16"]
     if left_out := len(every) - len(kept):
-        print(f"{left_out} of {len(every)} cases left out: bfloat16, no instructions for it here", file=sys.stderr)
+        print(f"{left_out} of {len(every)} cases left out: bfloat16, not known to be in hardware here", file=sys.stderr)
     return kept
 
 

@@ -150,11 +150,18 @@ OTHERS = {
 """How a command of each other program is checked; one that is missing here needs a check of its own."""
 
 
-@pytest.mark.parametrize("launcher", ["torchrun --nproc-per-node 2", "srun --nodes 2 --ntasks-per-node 2 python"])
+@pytest.mark.parametrize(
+    ("started", "nodes"), [("torchrun --nproc-per-node 2", 1), ("srun --nodes 2 --ntasks-per-node 2 python", 2)]
+)
 def test_a_launch_of_another_size_than_the_settings_would_be_noticed(
-    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline_hub: None
+    started: str,
+    nodes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    offline_hub: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    nodes = "trainer.num_nodes=2" if "nodes" in launcher else ""
-    command = f"{launcher} -m del_lightning experiment=paper/ptb trainer.devices=4 {nodes}"
-    with pytest.raises((DelError, SystemExit)):
+    command = f"{started} -m del_lightning experiment=paper/ptb trainer.devices=4 trainer.num_nodes={nodes}"
+    with pytest.raises(SystemExit):
         test_command(command, tmp_path, monkeypatch, None)
+    assert "must be the number of processes" in " ".join(capsys.readouterr().err.split())

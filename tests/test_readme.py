@@ -142,6 +142,13 @@ def test_further_trainings_of_the_same_setting_are_quoted(readme: ModuleType) ->
     wider = [one.model_copy(update={"config": {**one.config, "codec": {"dim": 128}}}) for one in others]
     assert in_short._retained(board, entry, others).endswith(" on PTB over 2 trainings")
     assert in_short._retained(board, entry, wider).endswith(" on PTB")
+    model = {**board.config.get("model", {}), "dtype": "bfloat16"}
+    rounded = [one.model_copy(update={"config": {**one.config, "model": model}}) for one in others]
+    text = in_short._retained(board, entry, rounded)
+    own, pooled = text.split(" and ")
+    assert own.startswith(f"{entry.retained.value:.3f} [")
+    assert own.endswith(" on PTB (float32, 2 draws of noise)")
+    assert pooled.endswith(" over 2 trainings (bfloat16, 2 draws of noise)")
 
 
 def test_further_trainings_have_no_table_each(readme: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
